@@ -1,0 +1,1 @@
+"""Decoding strategies. They know no host, no wire and no framework beyond arrays."""

@@ -1,0 +1,71 @@
+"""What a strategy needs of a compiled constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from midstream.middleware.vocabulary import Vocabulary
+
+State: TypeAlias = Any
+"""Where one sequence stands in a matcher: an opaque value.
+Keeping one costs nothing, advancing returns a new one.
+"""
+
+TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+class Matcher(Protocol):
+    """A constraint compiled for one vocabulary: immutable, shared between sequences and threads.
+
+    The language is over bytes: a token is allowed when the bytes so far plus its own are a prefix
+    of the language. `mask` and `allows` agree bit for bit in every state.
+    """
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary the constraint was compiled for."""
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether `mask` gives all allowed tokens at once."""
+
+    @property
+    def mask_cost(self) -> float:
+        """Rough cost of one `mask` in single checks: a constant of the matcher, never measured."""
+
+    def start(self) -> State:
+        """The state before the first token."""
+
+    def allows(self, state: State, token_ids: TokenIds) -> npt.NDArray[np.bool_]:
+        """Whether each token may come next: bool [len(token_ids)].
+        Ids beyond the vocabulary are False.
+        """
+
+    def advance(self, state: State, token_id: int) -> State | None:
+        """The state after one more token, or None where it is not allowed. `state` is not changed.
+
+        An end-of-sequence id that is allowed leads to a terminal state that allows nothing.
+        """
+
+    def mask(self, state: State, out: npt.NDArray[np.uint32]) -> None:
+        """Write the allowed tokens into `out` [W]: bit t & 31 of word t >> 5, 1 = allowed;
+        words beyond are 0.
+        """
+
+    def superset(self, state: State, out: npt.NDArray[np.uint32]) -> bool:
+        """Write a cheap mask that holds every allowed token and maybe more;
+        False where there is none.
+        """
+
+    def accepts(self, state: State) -> bool:
+        """Whether the text so far is complete, which is whether end of sequence is allowed."""
+
+    def tokens_to_finish(self, state: State) -> int | None:
+        """Least number of tokens, end of sequence not counted, to a complete text;
+        None where not known.
+        """

@@ -1,0 +1,101 @@
+"""The law of the next token before any constraint:
+temperature and truncation, which are part of the target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from midstream.kernels.bitmask import Mask, mask_words, pack_mask, unpack_mask
+from midstream.kernels.row import Row
+from midstream.kernels.truncation import truncated_set
+from midstream.middleware.errors import StrategyError
+
+TRUNCATIONS = (
+    "'target' (the truncated law is the target, weights are proper for it, and a row that "
+    "truncation leaves with nothing allowed is dead) or 'after_mask' (mask first, then truncate, "
+    "as servers do: lossy, weights not proper)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """softmax(logits / temperature), truncated by top-k, then top-p, then min-p.
+
+    temperature: 0 is greedy: mode seeking, weights are not proper.
+    truncation: which of two laws a top-k, top-p or min-p means; must be said where one of them is
+        given.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    truncation: Literal["target", "after_mask"] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise StrategyError("temperature", self.temperature, "a finite number, at least 0")
+        if self.top_k < 0:
+            raise StrategyError("top_k", self.top_k, "an integer, at least 0 (0 is off)")
+        if not 0 < self.top_p <= 1:
+            raise StrategyError("top_p", self.top_p, "a number above 0, at most 1 (1 is off)")
+        if not 0 <= self.min_p < 1:
+            raise StrategyError("min_p", self.min_p, "a number at least 0, below 1 (0 is off)")
+        if self.truncation not in (None, "target", "after_mask"):
+            raise StrategyError("truncation", self.truncation, TRUNCATIONS)
+        if self.truncates and self.truncation is None:
+            given = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+            raise StrategyError("truncation", f"None with {given}", TRUNCATIONS)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether top-k, top-p or min-p acts. Greedy decoding has nothing to truncate."""
+        given = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+        return given and self.temperature > 0
+
+    @property
+    def proper(self) -> bool:
+        """Whether weights are proper: not for greedy decoding,
+        not for truncation after the mask.
+        """
+        return self.temperature > 0 and not (self.truncates and self.truncation == "after_mask")
+
+    @property
+    def inverse_temperature(self) -> float:
+        """1 / T; 1 where T is 0, whose masses are reported at T = 1."""
+        return 1.0 / self.temperature if self.temperature > 0 else 1.0
+
+    def survivors(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which tokens truncation keeps: bool [V]."""
+        return truncated_set(
+            logits,
+            inverse_temperature=self.inverse_temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+        )
+
+    def read(self, logits: npt.NDArray[Any], mask: Mask | None) -> Row:
+        """The row under this law, restricted to a mask.
+        Its `log_z_all` is the mass of the target law.
+        """
+        if not self.truncates:
+            return Row(logits, mask, self.inverse_temperature)
+        if self.truncation == "target":
+            kept = np.where(self.survivors(logits), logits, logits.dtype.type(-np.inf))
+            return Row(kept, mask, self.inverse_temperature)
+        allowed = logits
+        if mask is not None:
+            allowed = np.where(unpack_mask(mask, logits.size), logits, logits.dtype.type(-np.inf))
+        kept_mask = pack_mask(self.survivors(allowed), np.zeros(mask_words(logits.size), np.uint32))
+        return Row(logits, kept_mask, self.inverse_temperature)
+
+
+PLAIN = Law()
+"""The model's own law."""

@@ -1,0 +1,335 @@
+"""Samplers: how one constrained token is drawn from a row of logits, with its log weight.
+
+Every sampler has the law p of its `Law` (temperature and truncation included) as target: with w =
+exp(log_weight), E[w 1{token = t}] = p(t) allowed(t) for every token t, except where `Law.proper` is
+False.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from midstream.kernels.bitmask import Mask as Bits
+from midstream.kernels.bitmask import mask_words
+from midstream.kernels.row import Row
+from midstream.middleware.draw import NO_TOKEN, Draw, no_draw
+from midstream.middleware.errors import StrategyError
+from midstream.middleware.estimators import (
+    DEFAULT_SCHEDULE,
+    NOTHING_ALLOWED,
+    Checks,
+    Estimate,
+    Schedule,
+    geometric,
+    recursive,
+)
+from midstream.middleware.greedy import greedy_mask, greedy_walk
+from midstream.middleware.law import PLAIN, Law
+from midstream.middleware.matcher import Matcher, State
+from midstream.middleware.random import Source, Stream, StreamSource
+from midstream.middleware.superset import superset_of
+
+Logits = npt.NDArray[Any]
+
+MASK_COST_LIMIT = 20_000.0
+"""`auto` takes a mask that costs at most this many single checks (a few milliseconds)."""
+
+_NOT_FINITE = "the logits hold NaN or +inf"
+
+
+Step = Callable[[Source], Draw]
+"""Draws from one prepared row; may be called once for each sequence that stands at the same
+prefix.
+"""
+
+
+class Sampler(Protocol):
+    """One way to draw a constrained token."""
+
+    def prepare(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        *,
+        law: Law = ...,
+        proposal: Logits | None = None,
+    ) -> Step:
+        """Read a row once, for one or many draws.
+
+        logits: float32 or float64 [V], V at least the vocabulary's length; not changed.
+        law: temperature and truncation, part of the target.
+        proposal: logits [V] of another law to draw from, whose support must hold the target's; the
+            weight is corrected by p(token) / q(token).
+        A row that allows nothing, holds NaN or meets a fault of the matcher is a status, not an
+        exception.
+        """
+
+    def draw(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        stream: Stream,
+        *,
+        law: Law = ...,
+        proposal: Logits | None = None,
+    ) -> Draw:
+        """Draw one token with the random numbers of one sequence and position. See `prepare`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """All allowed tokens at once: the exact draw, log weight = log Z_allowed - log Z_all,
+    no noise in it.
+    """
+
+    def prepare(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        *,
+        law: Law = PLAIN,
+        proposal: Logits | None = None,
+    ) -> Step:
+        """See `Sampler.prepare`. Greedy: the most probable allowed token,
+        with the allowed mass at T = 1.
+        """
+        if not matcher.has_mask:
+            raise StrategyError("sampler", "mask for a matcher without a mask", "'awrs' or 'auto'")
+        try:
+            bits = np.empty(mask_words(logits.size), np.uint32)
+            matcher.mask(state, bits)
+        except Exception as fault:  # one request's constraint must not stop the loop
+            return _always(no_draw("dead", "mask", _fault(fault)))
+        row = law.read(logits, bits) if proposal is None else Row(proposal, bits)
+        if not row.finite:
+            return _always(no_draw("dead", "mask", _NOT_FINITE))
+        if row.log_z_allowed == -math.inf:
+            return _always(no_draw("dead", "mask", _why_dead(bits, law)))
+        finish = _Finish("mask", matcher, law, logits, proposal)
+        log_weight = row.log_z_allowed - row.log_z_all
+        if law.temperature == 0:
+            return _always(finish(greedy_mask(logits, bits), log_weight, 0))
+        return lambda source: finish(int(source.tokens(row, 1)[0]), log_weight, 0)
+
+    def draw(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        stream: Stream,
+        *,
+        law: Law = PLAIN,
+        proposal: Logits | None = None,
+    ) -> Draw:
+        """See `Sampler.draw`."""
+        step = self.prepare(logits, matcher, state, law=law, proposal=proposal)
+        return step(StreamSource(stream))
+
+
+@dataclass(frozen=True, slots=True)
+class AWRS:
+    """Adaptive weighted rejection: draws are checked one by one, the weight is estimated from the
+    rejects.
+
+    accepts: of the geometric estimator, at least 2; more cost checks and lower the variance,
+        relative variance at most (1 - Z) / (accepts - 2).
+    rejects: a fixed limit on rejects (geometric, at least 2) or on candidates (recursive, at least
+        1); running out is `exhausted` with weight 0, and weights stay unbiased. None: the whole
+        vocabulary is walked before `dead`.
+    estimator: "geometric" or "recursive" (see `midstream.middleware.estimators`).
+    Tokens outside the matcher's superset are pruned first and their mass accounted for.
+    """
+
+    accepts: int = 4
+    rejects: int | None = None
+    estimator: Literal["geometric", "recursive"] = "geometric"
+    schedule: Schedule = DEFAULT_SCHEDULE
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ("geometric", "recursive"):
+            raise StrategyError("estimator", self.estimator, "'geometric' or 'recursive'")
+        if self.accepts < 2:
+            raise StrategyError("accepts", self.accepts, "an integer, at least 2")
+        least = 2 if self.estimator == "geometric" else 1
+        if self.rejects is not None and self.rejects < least:
+            raise StrategyError("rejects", self.rejects, f"None or an integer, at least {least}")
+
+    def prepare(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        *,
+        law: Law = PLAIN,
+        proposal: Logits | None = None,
+    ) -> Step:
+        """See `Sampler.prepare`. Greedy: down from the most probable token until one is allowed,
+        weight NaN.
+        """
+        if law.truncates and law.truncation == "after_mask":
+            accepted = "'target' (awrs never sees the whole mask), or the sampler 'mask'"
+            raise StrategyError("truncation", "'after_mask' with awrs", accepted)
+        checks = Checks(matcher, state)
+        finish = _Finish("awrs", matcher, law, logits, proposal)
+        try:
+            bits = superset_of(matcher, state, logits.size)
+            row = law.read(logits, bits) if proposal is None else Row(proposal, bits)
+            if not row.finite:
+                return _always(no_draw("dead", "awrs", _NOT_FINITE))
+            if law.temperature == 0:
+                token = greedy_walk(logits, bits, checks)
+                if token is None:
+                    return _always(no_draw("dead", "awrs", NOTHING_ALLOWED, checks.count))
+                return _always(finish(token, math.nan, checks.count))
+        except Exception as fault:  # a user's predicate must not stop the loop
+            return _always(no_draw("dead", "awrs", _fault(fault), checks.count))
+        log_pruned = row.log_z_allowed - row.log_z_all
+
+        def step(source: Source) -> Draw:
+            before = checks.count
+            try:
+                estimate = self._estimate(row.copy(), checks, source)
+            except Exception as fault:
+                return no_draw("dead", "awrs", _fault(fault), checks.count - before)
+            count = checks.count - before
+            if estimate.token == NO_TOKEN:
+                return no_draw(estimate.status, "awrs", estimate.reason, count)
+            return finish(estimate.token, estimate.log_weight + log_pruned, count)
+
+        return step
+
+    def draw(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        stream: Stream,
+        *,
+        law: Law = PLAIN,
+        proposal: Logits | None = None,
+    ) -> Draw:
+        """See `Sampler.draw`."""
+        step = self.prepare(logits, matcher, state, law=law, proposal=proposal)
+        return step(StreamSource(stream))
+
+    def _estimate(self, row: Row, checks: Checks, source: Source) -> Estimate:
+        schedule = self.schedule
+        if self.estimator == "recursive":
+            return recursive(row, checks, source, rejects=self.rejects, schedule=schedule)
+        accepts, rejects = self.accepts, self.rejects
+        return geometric(row, checks, source, accepts=accepts, rejects=rejects, schedule=schedule)
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Mask where the matcher has one at tolerable cost, AWRS elsewhere.
+
+    The choice is a pure function of the matcher, so the same inputs choose the same on every host.
+    A mask gives the exact weight whatever the allowed mass, where AWRS walks the vocabulary when
+    that mass is tiny.
+    """
+
+    awrs: AWRS = AWRS()
+
+    def choice(self, matcher: Matcher) -> tuple[Mask | AWRS, str]:
+        """The sampler for a matcher, and why."""
+        if not matcher.has_mask:
+            return self.awrs, "the constraint can only be checked token by token"
+        if matcher.mask_cost <= MASK_COST_LIMIT:
+            return Mask(), "the matcher gives the whole mask at the price of a few checks"
+        return self.awrs, f"a mask costs {matcher.mask_cost:.0f} checks, over {MASK_COST_LIMIT:.0f}"
+
+    def prepare(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        *,
+        law: Law = PLAIN,
+        proposal: Logits | None = None,
+    ) -> Step:
+        """See `Sampler.prepare`."""
+        sampler, _ = self.choice(matcher)
+        return sampler.prepare(logits, matcher, state, law=law, proposal=proposal)
+
+    def draw(
+        self,
+        logits: Logits,
+        matcher: Matcher,
+        state: State,
+        stream: Stream,
+        *,
+        law: Law = PLAIN,
+        proposal: Logits | None = None,
+    ) -> Draw:
+        """See `Sampler.draw`."""
+        sampler, _ = self.choice(matcher)
+        return sampler.draw(logits, matcher, state, stream, law=law, proposal=proposal)
+
+
+def sampler_of(value: str | Sampler) -> Sampler:
+    """A sampler from its name ("auto", "mask", "awrs"), or the sampler itself."""
+    if not isinstance(value, str):
+        return value
+    named: dict[str, Sampler] = {"auto": Auto(), "mask": Mask(), "awrs": AWRS()}
+    if value not in named:
+        raise StrategyError("sampler", value, "'auto', 'mask', 'awrs', or a sampler")
+    return named[value]
+
+
+def _fault(fault: Exception) -> str:
+    return f"the constraint failed: {type(fault).__name__}: {fault}"
+
+
+def _why_dead(bits: Bits, law: Law) -> str:
+    if not bits.any():
+        return NOTHING_ALLOWED
+    if law.truncates:
+        return "truncation left nothing that is allowed"
+    return "every allowed token has probability 0"
+
+
+def _always(draw: Draw) -> Step:
+    return lambda source: draw
+
+
+@dataclass(frozen=True, slots=True)
+class _Finish:
+    """Turns a drawn token and the weight of drawing it into a `Draw`."""
+
+    sampler: str
+    matcher: Matcher
+    law: Law
+    logits: Logits
+    proposal: Logits | None
+
+    def __call__(self, token: int, log_weight: float, checks: int) -> Draw:
+        eos = self.matcher.vocabulary.eos_ids
+        ended = token in eos
+        if self.proposal is not None:
+            if bool((np.isneginf(self.proposal) & ~np.isneginf(self.logits)).any()):
+                reason = "the proposal has no mass on tokens that the target allows"
+                return no_draw("dead", self.sampler, reason, checks)
+            # End of sequence counts as one symbol in both laws.
+            correction = self._log_ratio(self.proposal, list(eos) if ended else [token])
+            if correction == -math.inf:
+                reason = "the proposal drew a token of target probability 0"
+                return no_draw("exhausted", self.sampler, reason, checks)
+            log_weight += correction
+        if ended:
+            return Draw(eos[0], log_weight, "finished", checks, self.sampler)
+        return Draw(token, log_weight, "running", checks, self.sampler)
+
+    def _log_ratio(self, proposal: Logits, ids: list[int]) -> float:
+        """log p(ids) - log q(ids)."""
+        p = self.law.read(self.logits, None).share(ids)
+        return math.log(p) - math.log(Row(proposal).share(ids)) if p > 0.0 else -math.inf

@@ -1,0 +1,240 @@
+"""Sequential Monte Carlo over token sequences: particles, their weights, resampling, the evidence.
+
+Target: the model's law of a text (temperature and truncation included), restricted to complete
+texts of the constraint that end within the limit, times the potentials. With `finished` and
+`resampling` as they come the evidence is an unbiased estimate of that target's mass for every
+number of particles. Lew et al., "Sequential Monte Carlo steering of large language models" (arXiv
+2306.03081); Loula et al., "Syntactic and semantic control of large language models via sequential
+Monte Carlo" (arXiv 2504.13139).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from midstream.kernels.row import log_sum_exp
+from midstream.middleware.budget import within_budget
+from midstream.middleware.draw import Draw
+from midstream.middleware.errors import StrategyError
+from midstream.middleware.host import Rows, logits_on_host
+from midstream.middleware.law import PLAIN, Law
+from midstream.middleware.matcher import Matcher
+from midstream.middleware.particles import Particle, Prefix, SMCResult
+from midstream.middleware.potentials import Potential, log_potential
+from midstream.middleware.random import Sources, Stream, StreamSource, particle_sequence
+from midstream.middleware.resampling import SCHEMES, Resampling, effective_sample_size
+from midstream.middleware.sampling import Sampler, sampler_of
+
+Finished = Literal["aside", "together"]
+
+
+def run(
+    rows: Rows,
+    matcher: Matcher,
+    *,
+    particles: int,
+    max_new_tokens: int,
+    seed: int,
+    sampler: str | Sampler = "auto",
+    law: Law = PLAIN,
+    ess_threshold: float = 0.5,
+    resampling: Resampling = "systematic",
+    resample_every: int = 1,
+    finished: Finished = "aside",
+    potentials: Sequence[Potential] = (),
+    sequence: int = 0,
+    sources: Sources | None = None,
+    on_step: Callable[[Sequence[Particle]], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> SMCResult:
+    """Draw `particles` weighted texts that satisfy a constraint.
+
+    rows: one started prompt ([1, V] logits). Particles with equal prefixes share one forward row,
+        so the model reads the prompt once and each distinct generated token once.
+    max_new_tokens: end of sequence included. Where the matcher knows `tokens_to_finish` nothing is
+        started that cannot be finished; elsewhere what does not end is `length`: its weight is that
+        of its prefix, and it counts 0 in the evidence.
+    ess_threshold: resample when the effective sample size falls below this share of the particles;
+        0 never.
+    finished: "aside" resamples the unfinished among themselves at their own mean weight; "together"
+        all of them. Both are unbiased; where the end is rare "together" loses the first to finish.
+    sequence: of the stream, from the prompt (`sequence_of`). Particle i draws from its own stream
+        of it.
+    sources: where randomness comes from instead, by (sequence, position).
+    on_step: called with all particles after each step. cancelled: asked before each step; what runs
+        then is `cancelled`.
+    Raises StrategyError for options out of range and ConstraintError where nothing can end within
+    the limit, before any further model call.
+    """
+    _check(particles, max_new_tokens, ess_threshold, resampling, resample_every, finished, law)
+    matcher = within_budget(matcher, max_new_tokens)
+    state = _Run(
+        rows=rows,
+        matcher=matcher,
+        sampler=sampler_of(sampler),
+        law=law,
+        potentials=potentials,
+        sources=sources or (lambda which, position: StreamSource(Stream(seed, which, position))),
+        sequence=sequence,
+        particles=[
+            Particle(matcher.vocabulary, Prefix((), b"", matcher.start(), 0), index)
+            for index in range(particles)
+        ],
+    )
+    state.begin()
+    for position in range(max_new_tokens):
+        if cancelled is not None and cancelled():
+            state.stop("cancelled")
+            break
+        state.draw(position)
+        resample = (position + 1) % resample_every == 0
+        state.resample(position, ess_threshold if resample else 0.0, resampling, finished)
+        if on_step is not None:
+            on_step(state.particles)
+        if not state.running() or position + 1 == max_new_tokens:
+            break
+        state.grow()
+    state.stop("length")
+    return SMCResult(tuple(state.particles), tuple(state.ancestry), tuple(state.ess), law.proper)
+
+
+class _Run:
+    """The moving parts of one run."""
+
+    def __init__(
+        self,
+        *,
+        rows: Rows,
+        matcher: Matcher,
+        sampler: Sampler,
+        law: Law,
+        potentials: Sequence[Potential],
+        sources: Sources,
+        sequence: int,
+        particles: list[Particle],
+    ) -> None:
+        self.rows = rows
+        self.matcher = matcher
+        self.sampler = sampler
+        self.law = law
+        self.potentials = potentials
+        self.sources = sources
+        self.sequence = sequence
+        self.particles = particles
+        self.ancestry: list[tuple[int, ...]] = []
+        self.ess: list[float] = []
+
+    def begin(self) -> None:
+        """Weight the empty prefix by the potentials."""
+        for particle in self.particles:
+            particle.twist(*log_potential(self.potentials, b"", complete=False))
+
+    def running(self) -> list[Particle]:
+        return [particle for particle in self.particles if particle.status == "running"]
+
+    def stop(self, status: Literal["cancelled", "length"]) -> None:
+        for particle in self.running():
+            particle.status = status
+
+    def draw(self, position: int) -> None:
+        """One token for each running particle; a row is read once for all that share it."""
+        logits = logits_on_host(self.rows.logits)
+        steps: dict[int, Callable[..., Draw]] = {}
+        children: dict[tuple[int, int], Prefix | None] = {}
+        for particle in self.running():
+            parent = particle.prefix
+            if parent.row not in steps:
+                steps[parent.row] = self.sampler.prepare(
+                    logits[parent.row], self.matcher, parent.state, law=self.law
+                )
+            which = particle_sequence(self.sequence, particle.index)
+            draw = steps[parent.row](self.sources(which, position))
+            particle.take(draw)
+            if draw.token < 0:
+                continue
+            key = (parent.row, draw.token)
+            if key not in children:
+                children[key] = parent.child(self.matcher, draw.token)
+            child = children[key]
+            if child is None:
+                particle.kill("the matcher refused a token that it had allowed")
+                continue
+            particle.prefix = child
+            if self.potentials:
+                complete = particle.status == "finished"
+                particle.twist(*log_potential(self.potentials, child.text, complete=complete))
+
+    def resample(
+        self, position: int, threshold: float, resampling: Resampling, finished: Finished
+    ) -> None:
+        """Copy particles in proportion to their weights where the effective sample size is low."""
+        group = [
+            i
+            for i, p in enumerate(self.particles)
+            if finished == "together" or p.status != "finished"
+        ]
+        log_weights = np.array([self.particles[i].log_weight for i in group])
+        ess = effective_sample_size(log_weights)
+        self.ess.append(ess)
+        ancestors = list(range(len(self.particles)))
+        if 0.0 < ess < threshold * len(group) and any(
+            self.particles[i].status == "running" for i in group
+        ):
+            log_total = log_sum_exp(log_weights)
+            source = self.sources(self.sequence, position)
+            chosen = SCHEMES[resampling](np.exp(log_weights - log_total), source)
+            log_mean = log_total - math.log(len(group))
+            old = [self.particles[i] for i in group]
+            for i, ancestor in zip(group, chosen, strict=True):
+                self.particles[i] = old[ancestor].copy(i, log_mean)
+                ancestors[i] = group[ancestor]
+        self.ancestry.append(tuple(ancestors))
+
+    def grow(self) -> None:
+        """One forward row for each distinct running prefix."""
+        distinct: dict[int, int] = {}  # id of a prefix -> its row to be
+        parents, tokens = [], []
+        for particle in self.running():
+            prefix = particle.prefix
+            if id(prefix) not in distinct:
+                distinct[id(prefix)] = len(parents)
+                parents.append(prefix.row)
+                tokens.append(prefix.token_ids[-1])
+        self.rows = self.rows.advance(parents, tokens)
+        placed: dict[int, Prefix] = {}
+        for particle in self.running():
+            key = id(particle.prefix)
+            if key not in placed:
+                placed[key] = particle.prefix.at(distinct[key])
+        for particle in self.running():
+            particle.prefix = placed[id(particle.prefix)]
+
+
+def _check(
+    particles: int,
+    max_new_tokens: int,
+    ess_threshold: float,
+    resampling: str,
+    resample_every: int,
+    finished: str,
+    law: Law,
+) -> None:
+    for name, value in (
+        ("particles", particles),
+        ("max_new_tokens", max_new_tokens),
+        ("resample_every", resample_every),
+    ):
+        if value < 1:
+            raise StrategyError(name, value, "an integer, at least 1")
+    if not 0.0 <= ess_threshold <= 1.0:
+        raise StrategyError("ess_threshold", ess_threshold, "a number from 0 (never) to 1")
+    if resampling not in SCHEMES:
+        raise StrategyError("resampling", resampling, "one of " + ", ".join(SCHEMES))
+    if finished not in ("aside", "together"):
+        raise StrategyError("finished", finished, "'aside' or 'together'")
+    if law.temperature == 0:
+        raise StrategyError("temperature", 0.0, "above 0: particles are draws, not a search")

@@ -88,14 +88,14 @@ def masked_sample(
         row = Row(logits[i], None if mask is None else mask[i], 1.0 / float(temperatures[i]))
         if not row.finite:
             continue
-        log_p = -np.inf
+        values[:, i] = -np.inf, row.log_z_allowed, row.log_z_all, row.entropy()
         status[i] = NOTHING_ALLOWED
         if row.log_z_allowed > -np.inf:
             token[i] = row.take(uniforms[i : i + 1])[0]
-            log_p = row.log_p(int(token[i]))
+            values[0, i] = row.log_p(int(token[i]))
             status[i] = OK
-        values[:, i] = log_p, row.log_z_allowed, row.log_z_all, row.entropy()
-    return MaskedSample(token, *values, status)
+    log_p, log_z_allowed, log_z_all, entropy = values
+    return MaskedSample(token, log_p, log_z_allowed, log_z_all, entropy, status)
 
 
 def draw_without_replacement(

@@ -2,8 +2,9 @@
 
 This is the numpy form of the two-kernel factorisation: the row is cut into blocks of `BLOCK`
 tokens, each with its own reference maximum, so nothing underflows however low the temperature; a
-draw chooses a block by its mass and then a token inside it, so one draw reads `V / BLOCK` numbers
-and one block. Exact because P(block) P(token | block) = p(token | allowed).
+draw chooses a block by its mass and then a token inside it. Exact because
+P(block) P(token | block) = p(token | allowed). Sums are kept for chunks of `CHUNK` tokens, so that
+a draw or a removal reads `V / CHUNK` sums and one chunk.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from midstream.kernels.bitmask import Mask, unpack_mask
+from midstream.kernels.bitmask import Mask, mask_words, unpack_mask
 
 BLOCK = 2048
 """Tokens a block. Part of the law of a seed:
 another value draws other tokens for the same uniforms.
 """
 
+CHUNK = 64
+"""Tokens a chunk. Speed alone: a block is searched chunk by chunk for the same token."""
+
 _FLOOR = -1e30  # reference of a block that holds nothing: finite, or -inf minus it is a NaN
 _RENEW = 1e-20  # a block whose sum falls below this is read again relative to its own live maximum
+_BELOW_ONE = 1.0 - 2.0**-53
+_ALL = np.uint32(0xFFFFFFFF)
 
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -31,9 +37,39 @@ Ids = npt.NDArray[np.int64]
 def log_sum_exp(values: Float) -> float:
     """log(sum(exp(values))) in float64; -inf for nothing at all, NaN if one is NaN."""
     top = float(values.max(initial=-np.inf))
-    if not np.isfinite(top):
+    if values.size == 1 or not math.isfinite(top):
         return top
-    return top + float(np.log(np.exp(values - top).sum()))
+    return top + math.log(np.exp(values - top).sum())
+
+
+def _chunk_sums(weights: npt.NDArray[Any]) -> Float:
+    """Sums of chunks: [n, k CHUNK] to float64 [n, k]. `einsum`, since `sum` is slow on short axes."""
+    chunks = weights.reshape(len(weights), -1, CHUNK)
+    return np.einsum("ijk->ij", chunks).astype(np.float64)
+
+
+class _Index:
+    """Cumulative shares of the blocks, and of the chunks inside each block."""
+
+    __slots__ = ("_blocks", "_ends")
+
+    def __init__(self, log_blocks: Float, sums: Float) -> None:
+        self._blocks = np.cumsum(np.exp(log_blocks - log_blocks.max()))
+        inside = np.cumsum(sums, axis=1)
+        totals = inside[:, -1:]
+        inside /= np.where(totals > 0.0, totals, 1.0)
+        # A chunk of block b ends at b + its cumulative share: one search serves draws from many blocks.
+        inside += np.arange(len(sums))[:, None]
+        self._ends = np.concatenate([[0.0], inside.reshape(-1)])
+
+    def find(self, uniforms: Float) -> tuple[Ids, Float]:
+        """The chunk of each draw, and which share of the chunk lies below the draw: [n] and [n]."""
+        blocks = self._blocks.searchsorted(uniforms[:, 0] * self._blocks[-1], side="right")
+        points = blocks + uniforms[:, 1]
+        chunks = self._ends[1:].searchsorted(points, side="right")
+        begins = np.maximum(self._ends[chunks], blocks)
+        shares = (points - begins) / (self._ends[chunks + 1] - begins)
+        return chunks, np.minimum(shares, _BELOW_ONE)
 
 
 class Row:
@@ -46,22 +82,21 @@ class Row:
 
     log_z_all: log of the mass of the whole row under exp(logits / T); log_z_allowed: of the masked
         part of it.
-    Masses are in the row's own precision, their sums in float64. What is left after a removal is
-    summed again, never got by subtraction.
+    Masses are in the row's own precision, as are their sums over a chunk; all other sums are in
+    float64. What is left after a removal is summed again, never got by subtraction.
     """
 
     __slots__ = (
-        "_block",
-        "_cdf",
-        "_cumulative",
+        "_index",
         "_inverse_temperature",
+        "_log_live",
         "_logits",
-        "_mask_bits",
         "_reference",
         "_removed",
-        "_slots",
-        "_used",
+        "_shared",
+        "_sums",
         "_weights",
+        "_words",
         "finite",
         "log_blocks",
         "log_z_all",
@@ -75,95 +110,102 @@ class Row:
         self.size = logits.size
         self._logits = logits
         self._inverse_temperature = inverse_temperature
-        self._block = BLOCK if self.size > BLOCK else max(self.size, 1)
         self._removed: list[int] = []
-        self._slots: dict[int, int] = {}
-        self._used = 0
-        self._cdf: Float | None = None
-        self._cumulative: Float | None = None
-        self._mask_bits: npt.NDArray[np.bool_] | None = None
+        self._shared = False
+        self._words: Mask | None = None
+        self._index: _Index | None = None  # made by the first draw
         with np.errstate(all="ignore"):
             self._read(logits)
             self.log_z_all = log_sum_exp(self.log_blocks)
-            self.finite = bool(self.log_z_all < np.inf)  # False for a NaN too
+            self.finite = self.log_z_all < math.inf  # False for a NaN too
+            self.log_z_allowed = self.log_z_all
             if mask is not None and self.finite:
                 self._apply(mask)
                 self.log_z_allowed = log_sum_exp(self.log_blocks)
-            else:
-                self.log_z_allowed = self.log_z_all
+        self._log_live = self.log_z_allowed
 
     def copy(self) -> Row:
-        """The same row as read, from which draws and removals go on apart."""
+        """The same row as it is now, from which draws and removals go on apart."""
         other = object.__new__(Row)
         for name in Row.__slots__:
             setattr(other, name, getattr(self, name))
-        other._weights = self._weights.copy()
-        other._reference = self._reference.copy()
-        other.log_blocks = self.log_blocks.copy()
         other._removed = list(self._removed)
-        other._slots = {}
-        other._used = 0
-        other._cdf = None
+        self._shared = other._shared = True
         return other
 
     def _read(self, logits: npt.NDArray[Any]) -> None:
-        """Fill weights [NB, BLOCK] relative to each block's maximum,
-        and the log mass of each block.
-        """
-        blocks = max(-(-self.size // self._block), 1)
-        padded = np.empty(blocks * self._block, logits.dtype)
-        padded[: self.size] = logits
-        padded[self.size :] = -np.inf
-        weights = padded.reshape(blocks, self._block)
-        reference = np.maximum(weights.max(axis=1, keepdims=True), _FLOOR)
-        weights -= reference
+        """Fill weights [NB, BLOCK] relative to each block's maximum, and the sums [NB, chunks]."""
+        block = BLOCK if self.size > BLOCK else -(-max(self.size, 1) // CHUNK) * CHUNK
+        blocks = max(-(-self.size // block), 1)
+        flat = np.empty(blocks * block, logits.dtype)
+        reference = np.full(1, _FLOOR, logits.dtype)
+        if self.size:
+            tops = np.maximum.reduceat(logits, np.arange(0, self.size, block))
+            reference = np.maximum(tops, reference)
+        live = flat[: self.size]
+        np.subtract(logits, np.repeat(reference, block)[: self.size], out=live)
         if self._inverse_temperature != 1.0:
-            weights *= weights.dtype.type(self._inverse_temperature)
-        np.exp(weights, out=weights)
-        self._weights = weights
-        self._reference = reference[:, 0].astype(np.float64)
-        self._sum_blocks()
+            live *= flat.dtype.type(self._inverse_temperature)
+        np.exp(live, out=live)
+        flat[self.size :] = 0
+        self._weights = flat.reshape(blocks, block)
+        self._reference = reference.astype(np.float64)
+        self._sums = _chunk_sums(self._weights)
+        self.log_blocks = self._log_blocks(slice(None))
 
-    def _sum_blocks(self) -> None:
-        sums = self._weights.sum(axis=1).astype(np.float64)
-        self.log_blocks = self._reference * self._inverse_temperature + np.log(sums)
+    def _log_blocks(self, blocks: slice | Ids) -> Float:
+        """Log mass of some blocks, from the sums of their chunks."""
+        sums: Float = self._sums[blocks].sum(axis=1)
+        log_blocks: Float = np.log(sums)
+        log_blocks += self._reference[blocks] * self._inverse_temperature
+        return log_blocks
 
     def _apply(self, mask: Mask) -> None:
-        bits = np.zeros(self._weights.size, np.bool_)
-        bits[: self.size] = unpack_mask(mask, self.size)
-        self._mask_bits = bits.reshape(self._weights.shape)
-        self._weights *= self._mask_bits
-        sums = self._weights.sum(axis=1).astype(np.float64)
-        self.log_blocks = self._reference * self._inverse_temperature + np.log(sums)
-        for block in np.flatnonzero((sums < _RENEW) & self._mask_bits.any(axis=1)):
-            self._renew(int(block))
+        """Take away the weights of all that the mask does not allow; full blocks stay as they are."""
+        blocks, block = self._weights.shape
+        words = np.zeros(blocks * block >> 5, np.uint32)
+        kept = min(mask_words(self.size), mask.size)
+        words[:kept] = mask[:kept]
+        self._words = words.reshape(blocks, -1)
+        touched = np.flatnonzero((self._words != _ALL).any(axis=1))
+        if not touched.size:
+            return
+        part = slice(int(touched[0]), int(touched[-1]) + 1)
+        bits = np.unpackbits(self._words[part].view(np.uint8), axis=1, bitorder="little")
+        self._weights[part] *= bits
+        self._sums[part] = _chunk_sums(self._weights[part])
+        self.log_blocks[part] = self._log_blocks(part)
+        small = self._sums[touched].sum(axis=1) < _RENEW
+        for i in touched[small & self._words[touched].any(axis=1)].tolist():
+            self._renew(i)
 
     def _renew(self, block: int) -> None:
         """Read one block again relative to the maximum of what is left in it."""
-        start = block * self._block
-        logits = self._logits[start : start + self._block].astype(np.float64)
+        size = self._weights.shape[1]
+        start = block * size
+        logits = self._logits[start : start + size].astype(np.float64)
         live = np.ones(logits.size, np.bool_)
-        if self._mask_bits is not None:
-            live &= self._mask_bits[block, : logits.size]
+        if self._words is not None:
+            live &= unpack_mask(self._words[block], logits.size)
         live[[t - start for t in self._removed if 0 <= t - start < logits.size]] = False
         logits[~live] = -np.inf
         reference = max(float(logits.max()), _FLOOR)
+        self._reference[block] = reference
         weights = np.exp((logits - reference) * self._inverse_temperature)
         self._weights[block, : logits.size] = weights
-        self._reference[block] = reference
-        total = float(self._weights[block].sum())
-        self.log_blocks[block] = reference * self._inverse_temperature + np.log(total)
+        here = slice(block, block + 1)
+        self._sums[here] = _chunk_sums(self._weights[here])
+        self.log_blocks[here] = self._log_blocks(here)
 
     def log_live(self) -> float:
         """Log of the mass that is left: what is allowed and not removed."""
-        with np.errstate(all="ignore"):
-            return log_sum_exp(self.log_blocks)
+        return self._log_live
 
     def share(self, tokens: list[int]) -> float:
         """How much of what is left the tokens hold, none of them removed: from 0 to 1."""
         with np.errstate(all="ignore"):
             logits = self._logits[tokens].astype(np.float64) * self._inverse_temperature
-            return float(np.exp(logits - log_sum_exp(self.log_blocks)).sum())
+            return float(np.exp(logits - self._log_live).sum())
 
     @staticmethod
     def fraction(log_part: float, log_whole: float) -> float:
@@ -172,18 +214,16 @@ class Row:
 
     def log_p(self, token: int) -> float:
         """Log probability of one token under the whole row, formed in float64. -inf for no mass."""
-        with np.errstate(all="ignore"):
-            return float(self._logits[token]) * self._inverse_temperature - self.log_z_all
+        return float(self._logits[token]) * self._inverse_temperature - self.log_z_all
 
     def law(self) -> Float:
         """Probability of each token in the next draw:
         float64 [V], zero everywhere when nothing is left.
         """
+        if self._log_live == -math.inf:
+            return np.zeros(self.size)
         with np.errstate(all="ignore"):
-            log_live = log_sum_exp(self.log_blocks)
-            if log_live == -np.inf:
-                return np.zeros(self.size)
-            scale = np.exp(self.log_blocks - log_live)
+            scale = np.exp(self.log_blocks - self._log_live)
             weights = self._weights.astype(np.float64)
             share = weights / weights.sum(axis=1, keepdims=True)
             share[scale == 0.0] = 0.0
@@ -203,53 +243,38 @@ class Row:
 
         uniforms: float64 [n, 2] in [0, 1). The row must have mass left.
         """
-        if self._cumulative is None:
-            with np.errstate(all="ignore"):
-                mass = np.exp(self.log_blocks - self.log_blocks.max())
-            self._cumulative = np.cumsum(mass)
-        cumulative = self._cumulative
-        blocks = np.searchsorted(cumulative, uniforms[:, 0] * cumulative[-1], side="right")
-        slots = np.array([self._slot(block) for block in blocks.tolist()], np.int64)
-        assert self._cdf is not None
-        flat = self._cdf[: self._used].reshape(-1)
-        # Slot i holds i + (its own cumulative share), so one search serves draws from many blocks.
-        inside = np.searchsorted(flat, slots + uniforms[:, 1], side="right") - slots * self._block
-        return blocks * self._block + inside
-
-    def _slot(self, block: int) -> int:
-        """Where the cumulative shares of a block stand in `_cdf`, computed at its first draw."""
-        slot = self._slots.get(block)
-        if slot is None:
-            if self._cdf is None:
-                self._cdf = np.empty(self._weights.shape, np.float64)
-            slot = self._slots[block] = self._used
-            self._used += 1
-            self._fill(slot, block)
-        return slot
-
-    def _fill(self, slot: int, block: int) -> None:
-        assert self._cdf is not None
-        shares = np.cumsum(self._weights[block], dtype=np.float64)
-        shares /= shares[-1]
-        shares += slot
-        self._cdf[slot] = shares
+        if self._index is None:
+            self._index = _Index(self.log_blocks, self._sums)
+        chunks, shares = self._index.find(uniforms)
+        inside = self._weights.reshape(-1, CHUNK)[chunks].cumsum(axis=1, dtype=np.float64)
+        # A share below 1 of the last sum lies below that sum: a token of weight 0 is never reached.
+        below = inside <= (shares * inside[:, -1])[:, None]
+        tokens: Ids = chunks * CHUNK + np.count_nonzero(below, axis=1)
+        return tokens
 
     def remove(self, tokens: list[int]) -> None:
-        """Take tokens out of what may be drawn, and sum the touched blocks again."""
+        """Take tokens out of what may be drawn, and sum the touched chunks again."""
         if not tokens:
             return
+        if self._shared:
+            self._own()
         self._removed.extend(tokens)
+        by_chunk = self._weights.reshape(-1, CHUNK)
         self._weights.reshape(-1)[tokens] = 0
+        chunks = np.unique(np.asarray(tokens) // CHUNK)
+        self._sums.reshape(-1, 1)[chunks] = _chunk_sums(by_chunk[chunks])
+        blocks = np.unique(chunks // self._sums.shape[1])
         with np.errstate(all="ignore"):
-            for block in {token // self._block for token in tokens}:
-                total = float(self._weights[block].sum())
-                if total < _RENEW:
-                    self._renew(block)
-                else:
-                    self.log_blocks[block] = self._reference[
-                        block
-                    ] * self._inverse_temperature + np.log(total)
-                slot = self._slots.get(block)
-                if slot is not None and self.log_blocks[block] > -np.inf:
-                    self._fill(slot, block)
-        self._cumulative = None
+            self.log_blocks[blocks] = self._log_blocks(blocks)
+            for block in blocks[self._sums[blocks].sum(axis=1) < _RENEW].tolist():
+                self._renew(block)
+            self._log_live = log_sum_exp(self.log_blocks)
+        self._index = None
+
+    def _own(self) -> None:
+        """Part from the copies before a change."""
+        self._weights = self._weights.copy()
+        self._reference = self._reference.copy()
+        self._sums = self._sums.copy()
+        self.log_blocks = self.log_blocks.copy()
+        self._shared = False

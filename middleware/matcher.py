@@ -69,3 +69,14 @@ class Matcher(Protocol):
         """Least number of tokens, end of sequence not counted, to a complete text;
         None where not known.
         """
+
+
+def next_state(matcher: Matcher, state: State, token_id: int) -> tuple[State | None, str]:
+    """The state after a token that was drawn, or None and why there is none: a fault is a value."""
+    try:
+        following = matcher.advance(state, token_id)
+    except Exception as fault:  # one request's constraint must not stop the loop
+        return None, f"the constraint failed: {type(fault).__name__}: {fault}"
+    if following is None:
+        return None, "the matcher refused a token that it had allowed"
+    return following, ""

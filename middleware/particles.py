@@ -9,7 +9,7 @@ import numpy as np
 
 from midstream.kernels.row import log_sum_exp
 from midstream.middleware.draw import Draw, Status
-from midstream.middleware.matcher import Matcher, State
+from midstream.middleware.matcher import Matcher, State, next_state
 from midstream.middleware.vocabulary import Vocabulary
 
 
@@ -24,15 +24,13 @@ class Prefix:
     state: State
     row: int
 
-    def child(self, matcher: Matcher, token: int) -> Prefix | None:
-        """This prefix and one more token, still at its parent's row;
-        None if the matcher refuses it.
-        """
-        state = matcher.advance(self.state, token)
+    def child(self, matcher: Matcher, token: int) -> tuple[Prefix | None, str]:
+        """This prefix and one more token, still at its parent's row; None and why where it fails."""
+        state, reason = next_state(matcher, self.state, token)
         if state is None:
-            return None
+            return None, reason
         text = self.text + matcher.vocabulary.token_bytes[token]
-        return Prefix((*self.token_ids, token), text, state, self.row)
+        return Prefix((*self.token_ids, token), text, state, self.row), ""
 
     def at(self, row: int) -> Prefix:
         """The same prefix in another row."""

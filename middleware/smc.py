@@ -144,7 +144,7 @@ class _Run:
         """One token for each running particle; a row is read once for all that share it."""
         logits = logits_on_host(self.rows.logits)
         steps: dict[int, Callable[..., Draw]] = {}
-        children: dict[tuple[int, int], Prefix | None] = {}
+        children: dict[tuple[int, int], tuple[Prefix | None, str]] = {}
         for particle in self.running():
             parent = particle.prefix
             if parent.row not in steps:
@@ -159,9 +159,9 @@ class _Run:
             key = (parent.row, draw.token)
             if key not in children:
                 children[key] = parent.child(self.matcher, draw.token)
-            child = children[key]
+            child, reason = children[key]
             if child is None:
-                particle.kill("the matcher refused a token that it had allowed")
+                particle.kill(reason)
                 continue
             particle.prefix = child
             if self.potentials:
@@ -197,7 +197,8 @@ class _Run:
     def grow(self) -> None:
         """One forward row for each distinct running prefix."""
         distinct: dict[int, int] = {}  # id of a prefix -> its row to be
-        parents, tokens = [], []
+        parents: list[int] = []
+        tokens: list[int] = []
         for particle in self.running():
             prefix = particle.prefix
             if id(prefix) not in distinct:

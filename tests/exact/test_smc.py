@@ -110,9 +110,7 @@ def test_the_many_particles_are_resampled(exact: Any) -> None:
     """What the test above rests on."""
     matcher = exact.matcher(exact.vocabulary(3, (END,)), frozenset({(A, A), (B, B)}))
     options: dict[str, Any] = {"particles": 8, "max_new_tokens": 3, "ess_threshold": 1.0}
-    results = [
-        smc.run(exact.rows(table, [()]), matcher, seed=seed, **options) for seed in range(8)
-    ]
+    results = [smc.run(exact.rows(table, [()]), matcher, seed=seed, **options) for seed in range(8)]
     assert any(step != tuple(range(8)) for result in results for step in result.ancestry)
 
 

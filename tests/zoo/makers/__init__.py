@@ -1,0 +1,1 @@
+"""Makers of text with known answers, deterministic by seed."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from midstream.kernels.row import Row
 from midstream.middleware.draw import NO_TOKEN, Status
-from midstream.middleware.matcher import Matcher
+from midstream.middleware.matcher import Matcher, why_nothing
 from midstream.middleware.random import Source
 
 ROUNDS: tuple[int, ...] = (8, 16, 32, 64)
@@ -64,7 +64,6 @@ def _none(status: Status, reason: str) -> Estimate:
     return Estimate(NO_TOKEN, -math.inf, status, reason)
 
 
-NOTHING_ALLOWED = "nothing is allowed here"
 BUDGET_SPENT = "the budget of rejects ran out"
 
 
@@ -92,6 +91,10 @@ class Checks:
         """The ids that stand behind merged tokens."""
         ids = [token for token in tokens if token not in self._eos]
         return ids if len(ids) == len(tokens) else ids + sorted(self._eos)
+
+    def why_nothing(self) -> str:
+        """Why no token is allowed."""
+        return why_nothing(self._matcher, self._state)
 
     def ask(self, tokens: Sequence[int]) -> dict[int, bool]:
         """Check what was not checked before, in one call; all answers so far."""
@@ -125,13 +128,15 @@ def geometric(
     log_start = row.log_live()
     first, accepted, rejected = NO_TOKEN, 0, 0.0
     pending: set[int] = set()  # rejected, still in the row
+    share = 0.0  # of what is left of the row, held by them
     for size in schedule.sizes():
-        if pending and row.share(ids := checks.ids_of(list(pending))) > schedule.fold_above:
-            row.remove(ids)
+        if share > schedule.fold_above:
+            row.remove(checks.ids_of(list(pending)))
             pending.clear()
+            share = 0.0
         log_live = row.log_live()
         if log_live == -math.inf:
-            return _none("dead", NOTHING_ALLOWED)
+            return _none("dead", checks.why_nothing())
         live = row.fraction(log_live, log_start)
         if live == 0.0:
             return _none("exhausted", "what is left of the row is below 1e-300 of it")
@@ -146,13 +151,15 @@ def geometric(
                     first = token if first == NO_TOKEN else first
                 else:
                     rejected += 1
-                    pending.add(token)
             if accepted == accepts or rejected >= limit:
                 break
         if rejected >= limit:
             rejected = limit
         if accepted == accepts or rejected >= limit:
             break
+        fresh = {token for token in tokens if not answers[token]} - pending
+        share += row.share(checks.ids_of(list(fresh))) if fresh else 0.0
+        pending |= fresh
     if accepted == 0:
         return _none("exhausted", BUDGET_SPENT)
     weight = min(accepts - 1, accepted) / (accepted + rejected - 1)
@@ -184,7 +191,7 @@ def recursive(
             row.remove(checks.ids_of(order[removed:]))
             removed = len(order)
             if row.log_live() == -math.inf:
-                return _none("dead", NOTHING_ALLOWED)
+                return _none("dead", checks.why_nothing())
             drawn = checks.merged(source.tokens(row, next(sizes)).tolist())
             order.extend(dict.fromkeys(drawn))
             checks.ask(order[removed:])

@@ -80,3 +80,10 @@ def next_state(matcher: Matcher, state: State, token_id: int) -> tuple[State | N
     if following is None:
         return None, "the matcher refused a token that it had allowed"
     return following, ""
+
+
+def why_nothing(matcher: Matcher, state: State) -> str:
+    """Why a state allows nothing: what the matcher's own `reason(state)` says, where it has one."""
+    told = getattr(matcher, "reason", None)
+    reason: str | None = told(state) if told is not None else None
+    return reason or "nothing is allowed here"

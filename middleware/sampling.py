@@ -22,7 +22,6 @@ from midstream.middleware.draw import NO_TOKEN, Draw, no_draw
 from midstream.middleware.errors import StrategyError
 from midstream.middleware.estimators import (
     DEFAULT_SCHEDULE,
-    NOTHING_ALLOWED,
     Checks,
     Estimate,
     Schedule,
@@ -31,7 +30,7 @@ from midstream.middleware.estimators import (
 )
 from midstream.middleware.greedy import greedy_mask, greedy_walk
 from midstream.middleware.law import PLAIN, Law
-from midstream.middleware.matcher import Matcher, State
+from midstream.middleware.matcher import Matcher, State, why_nothing
 from midstream.middleware.random import Source, Stream, StreamSource
 from midstream.middleware.superset import superset_of
 
@@ -113,7 +112,7 @@ class Mask:
         if not row.finite:
             return _always(no_draw("dead", "mask", _NOT_FINITE))
         if row.log_z_allowed == -math.inf:
-            return _always(no_draw("dead", "mask", _why_dead(bits, law)))
+            return _always(no_draw("dead", "mask", _why_dead(matcher, state, bits, law)))
         finish = _Finish("mask", matcher, law, logits, proposal)
         log_weight = row.log_z_allowed - row.log_z_all
         if law.temperature == 0:
@@ -188,7 +187,7 @@ class AWRS:
             if law.temperature == 0:
                 token = greedy_walk(logits, bits, checks)
                 if token is None:
-                    return _always(no_draw("dead", "awrs", NOTHING_ALLOWED, checks.count))
+                    return _always(no_draw("dead", "awrs", checks.why_nothing(), checks.count))
                 return _always(finish(token, math.nan, checks.count))
         except Exception as fault:  # a user's predicate must not stop the loop
             return _always(no_draw("dead", "awrs", _fault(fault), checks.count))
@@ -290,9 +289,9 @@ def _fault(fault: Exception) -> str:
     return f"the constraint failed: {type(fault).__name__}: {fault}"
 
 
-def _why_dead(bits: Bits, law: Law) -> str:
+def _why_dead(matcher: Matcher, state: State, bits: Bits, law: Law) -> str:
     if not bits.any():
-        return NOTHING_ALLOWED
+        return why_nothing(matcher, state)
     if law.truncates:
         return "truncation left nothing that is allowed"
     return "every allowed token has probability 0"

@@ -1,0 +1,15 @@
+"""midstream inside transformers: a host for causal models, and particles in `generate()`."""
+
+from __future__ import annotations
+
+from midstream.adapters.transformers.custom_generate import ParticleDecoding, SMCOutput, smc
+from midstream.adapters.transformers.host import StaticSize, TransformersHost, TransformersRows
+
+__all__ = [
+    "ParticleDecoding",
+    "SMCOutput",
+    "StaticSize",
+    "TransformersHost",
+    "TransformersRows",
+    "smc",
+]

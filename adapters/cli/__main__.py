@@ -1,0 +1,7 @@
+"""`python -m midstream.adapters.cli`."""
+
+from __future__ import annotations
+
+from midstream.adapters.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The demonstration: three ways to sample under a constraint, measured against the truth."""

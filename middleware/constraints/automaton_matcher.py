@@ -162,11 +162,10 @@ class AutomatonMatcher:
     def _mask(self, state: int, limit: int) -> Mask:
         words = self._masks.get((state, limit))
         if words is None:
-            arrivals = self._trie.arrivals(self._automaton.table, np.array([state]))
-            nodes = arrivals.node
+            nodes, after = self._trie.arrivals_from(self._automaton.table, state)
             if limit < NEVER:
                 assert self._finish is not None
-                nodes = nodes[self._finish[arrivals.state] <= limit]
+                nodes = nodes[self._finish[after] <= limit]
             words = self._packed(self._trie.tokens_of(nodes), state)
             self._masks.put((state, limit), words)
         return words

@@ -6,8 +6,10 @@ out, so the trie is small where the pattern is loose as well as where it is tigh
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +17,11 @@ import numpy.typing as npt
 from midstream.middleware.constraints.automaton import DEAD, Automaton, ranges
 from midstream.middleware.vocabulary import Vocabulary
 
-_NODES_PER_LEVEL = 40
-"""One level of a walk in numpy costs about as much as this many nodes one by one."""
-
 _PAIRS_PER_LEVEL = 1000
-"""The price of a level, however few its pairs."""
+"""What a step in numpy costs whatever its size, in pairs of state and node."""
 
-_PAIRS_PER_NODE = _PAIRS_PER_LEVEL // _NODES_PER_LEVEL
-"""The price of a node by itself."""
+_PAIRS_PER_NODE = 60
+"""What a node costs by itself, in Python, in the same unit."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,33 +43,29 @@ class Arrivals:
 class TokenTrie:
     """Nodes are numbered breadth first, the root is 0, the children of a node are consecutive.
 
-    All [N] but `tokens`. column: the class of bytes that leads to a node; first_token, token_count:
-    the tokens that end at a node, as a stretch of `tokens`; below: the number of nodes below it;
-    height: the length of its longest path.
+    All [N] but `tokens` and `levels`. column: the class of bytes that leads to a node; parent: of
+    the root 0; first_token, token_count: the tokens that end at a node, as a stretch of `tokens`;
+    below: the number of nodes below it; levels: the first node of each depth, and N.
     """
 
     first_child: Ints
     children: Ints
     column: Ints
+    parent: Ints
     first_token: Ints
     token_count: Ints
     tokens: Ints
     below: Ints
-    height: Ints
+    levels: list[int]
 
     def arrivals(self, table: npt.NDArray[np.int32], states: Ints) -> Arrivals:
-        """All tokens that survive from each of `states`."""
+        """All tokens that survive from each of `states`, level by level."""
         width = table.shape[1]
         flat = table.ravel()
         origin, node, state = np.arange(states.size), np.zeros_like(states), states
         found: list[tuple[Ints, Ints, Ints]] = []
         work = 0
         while node.size:
-            below = int(self.below[node].sum())
-            if below <= _NODES_PER_LEVEL * int(self.height[node].max()):
-                work += _PAIRS_PER_LEVEL + _PAIRS_PER_NODE * below
-                found.append(self._walk(flat.data, width, origin, node, state))
-                break
             count = self.children[node]
             work += _PAIRS_PER_LEVEL + int(count.sum())
             child = ranges(self.first_child[node], count)
@@ -83,24 +78,42 @@ class TokenTrie:
         origin, node, state = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Arrivals(origin, node, state, work)
 
-    def _walk(
-        self, flat: memoryview, width: int, origin: Ints, node: Ints, state: Ints
-    ) -> tuple[Ints, Ints, Ints]:
-        """The rest of `arrivals`, node by node: long thin tails cost less than by levels."""
+    def arrivals_from(self, table: npt.NDArray[np.int32], state: int) -> tuple[Ints, Ints]:
+        """The nodes whose tokens survive from one state, and the states that they lead to.
+
+        Few nodes are walked one by one, many are swept together with those that died above.
+        """
+        first = slice(1, 1 + int(self.children[0]))
+        alive = table[state, self.column[first]] != DEAD
+        survivors = int(((1 + self.below[first]) * alive).sum())
+        sweep = _PAIRS_PER_LEVEL // 2 * len(self.levels) + self.parent.size
+        if survivors * _PAIRS_PER_NODE < sweep:
+            return self._walk(table, state)
+        flat, width = table.ravel(), table.shape[1]
+        states = np.empty(self.parent.size, np.int64)
+        states[0] = state
+        for begin, end in pairwise(self.levels[1:]):
+            before = states[self.parent[begin:end]]
+            states[begin:end] = flat[before * width + self.column[begin:end]]
+        nodes = np.flatnonzero((states != DEAD) & (self.token_count > 0))
+        return nodes, states[nodes]
+
+    def _walk(self, table: npt.NDArray[np.int32], state: int) -> tuple[Ints, Ints]:
+        flat, width = table.ravel().data, table.shape[1]
         first, children, column = self.first_child.data, self.children.data, self.column.data
         token_count = self.token_count.data
-        found: list[tuple[int, int, int]] = []
-        stack = list(zip(origin.tolist(), node.tolist(), state.tolist(), strict=True))
+        nodes, states = array("q"), array("q")
+        stack = [(0, state)]
         while stack:
-            source, parent, before = stack.pop()
+            parent, before = stack.pop()
             for child in range(first[parent], first[parent] + children[parent]):
                 after = flat[before * width + column[child]]
                 if after != DEAD:
-                    stack.append((source, child, after))
+                    stack.append((child, after))
                     if token_count[child]:
-                        found.append((source, child, after))
-        ends = np.array(found, np.int64).reshape(-1, 3)
-        return ends[:, 0], ends[:, 1], ends[:, 2]
+                        nodes.append(child)
+                        states.append(after)
+        return np.array(nodes, np.int64), np.array(states, np.int64)
 
     def tokens_of(self, nodes: Ints) -> Ints:
         """The tokens that end at any of `nodes`."""
@@ -128,9 +141,36 @@ def token_trie(vocabulary: Vocabulary, automaton: Automaton) -> TokenTrie:
     dead_before = np.concatenate([[0], np.cumsum(columns == DEAD)])
     dead = dead_before[spelling.begin + spelling.length] - dead_before[spelling.begin]
     tokens = np.flatnonzero((dead == 0) & (spelling.length > 0))
-    begin, length = spelling.begin[tokens], spelling.length[tokens]
-    end = np.zeros(tokens.size, np.int64)  # the node that each token ends at
-    active, node = np.arange(tokens.size), np.zeros(tokens.size, np.int64)
+    levels, end = _grown(columns, spelling.begin[tokens], spelling.length[tokens], width)
+    parent = np.concatenate([level.parent for level in levels])
+    starts = np.cumsum([0, *(level.parent.size for level in levels)]).tolist()
+    children = np.bincount(parent[1:], minlength=parent.size)
+    token_count = np.bincount(end, minlength=parent.size)
+    return TokenTrie(
+        first_child=1 + np.cumsum(children) - children,
+        children=children,
+        column=np.concatenate([level.column for level in levels]),
+        parent=parent,
+        first_token=np.cumsum(token_count) - token_count,
+        token_count=token_count,
+        tokens=tokens[np.argsort(end, kind="stable")],
+        below=_below(parent, starts),
+        levels=starts,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Level:
+    """The nodes of one depth, in order."""
+
+    parent: Ints
+    column: Ints
+
+
+def _grown(columns: Ints, begin: Ints, length: Ints, width: int) -> tuple[list[_Level], Ints]:
+    """The levels of the trie of some stretches of `columns`, and the node that each ends at."""
+    end = np.zeros(begin.size, np.int64)
+    active, node = np.arange(begin.size), np.zeros(begin.size, np.int64)
     levels, size, depth = [_Level(np.zeros(1, np.int64), np.zeros(1, np.int64))], 1, 0
     while active.size:
         above = levels[-1].parent.size
@@ -145,36 +185,11 @@ def token_trie(vocabulary: Vocabulary, automaton: Automaton) -> TokenTrie:
         end[active] = node
         longer = length[active] > depth
         active, node = active[longer], node[longer]
-    children, below, height = _shape(levels, size)
-    token_count = np.bincount(end, minlength=size)
-    return TokenTrie(
-        first_child=1 + np.cumsum(children) - children,
-        children=children,
-        column=np.concatenate([level.column for level in levels]),
-        first_token=np.cumsum(token_count) - token_count,
-        token_count=token_count,
-        tokens=tokens[np.argsort(end, kind="stable")],
-        below=below,
-        height=height,
-    )
+    return levels, end
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Level:
-    """The nodes of one depth, in order."""
-
-    parent: Ints
-    column: Ints
-
-
-def _shape(levels: list[_Level], size: int) -> tuple[Ints, Ints, Ints]:
-    """children, below and height [N] of a trie. (The root is its own parent, and counted apart.)"""
-    children, below, height = (np.zeros(size, np.int64) for _ in range(3))
-    end = size
-    for level in reversed(levels[1:]):
-        nodes = slice(end - level.parent.size, end)
-        np.add.at(children, level.parent, 1)
-        np.add.at(below, level.parent, 1 + below[nodes])
-        np.maximum.at(height, level.parent, 1 + height[nodes])
-        end = nodes.start
-    return children, below, height
+def _below(parent: Ints, starts: list[int]) -> Ints:
+    below = np.zeros_like(parent)
+    for begin, end in reversed(list(pairwise(starts[1:]))):
+        np.add.at(below, parent[begin:end], 1 + below[begin:end])
+    return below

@@ -25,7 +25,7 @@ class Prefix:
     row: int
 
     def child(self, matcher: Matcher, token: int) -> tuple[Prefix | None, str]:
-        """This prefix and one more token, still at its parent's row; None and why where it fails."""
+        """This prefix and one more token, at its parent's row still; None and why if it fails."""
         state, reason = next_state(matcher, self.state, token)
         if state is None:
             return None, reason

@@ -7,7 +7,8 @@ the same tokens.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,47 +21,42 @@ _MULTIPLIER_2 = 0xCD9E8D57
 _WEYL_0 = 0x9E3779B9
 _WEYL_1 = 0xBB67AE85
 _MASK32 = 0xFFFFFFFF
-_SMALL = 8  # below this many blocks Python's integers beat numpy's fixed cost of 40 us a call
 
 
-def philox_block(seed: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Four random 32-bit words for a 64-bit seed and four 32-bit counter words."""
+@lru_cache(maxsize=32)
+def _lanes(count: int) -> tuple[int, int]:
+    """A 1 in each of `count` lanes of 64 bits, and the number of each lane in it."""
+    ones = ((1 << 64 * count) - 1) // ((1 << 64) - 1)
+    numbers = np.arange(count, dtype="<u8").tobytes()
+    return ones, int.from_bytes(numbers, "little")
+
+
+def _rounds(seed: int, counter: tuple[int, int, int, int], ones: int) -> tuple[int, int, int, int]:
+    """The four words of many blocks at once, each word in the low half of a lane of 64 bits.
+
+    A product of two 32-bit words fits a lane, so that one product of Python's long integers is the
+    product in every lane: for the few blocks of a draw a fifth of numpy's fixed cost a call.
+    """
+    low = ones * _MASK32
     k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
     c0, c1, c2, c3 = counter
     for _ in range(_ROUNDS):
         p0 = _MULTIPLIER_0 * c0
         p2 = _MULTIPLIER_2 * c2
         c0, c1, c2, c3 = (
-            (p2 >> 32) ^ c1 ^ k0,
-            p2 & _MASK32,
-            (p0 >> 32) ^ c3 ^ k1,
-            p0 & _MASK32,
+            (p2 >> 32 & low) ^ c1 ^ k0 * ones,
+            p2 & low,
+            (p0 >> 32 & low) ^ c3 ^ k1 * ones,
+            p0 & low,
         )
         k0 = (k0 + _WEYL_0) & _MASK32
         k1 = (k1 + _WEYL_1) & _MASK32
     return c0, c1, c2, c3
 
 
-def _philox_many(seed: int, c0: int, c1: int, third: npt.NDArray[Any], c3: int) -> Words:
-    """`philox_block` for many values of the third counter word: uint32 [n, 4]."""
-    mask, shift = np.uint64(_MASK32), np.uint64(32)
-    k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
-    a = np.full(third.shape, c0, np.uint64)
-    b = np.full(third.shape, c1, np.uint64)
-    c = third.astype(np.uint64)
-    d = np.full(third.shape, c3, np.uint64)
-    for _ in range(_ROUNDS):
-        p0 = np.uint64(_MULTIPLIER_0) * a
-        p2 = np.uint64(_MULTIPLIER_2) * c
-        a, b, c, d = (
-            (p2 >> shift) ^ b ^ np.uint64(k0),
-            p2 & mask,
-            (p0 >> shift) ^ d ^ np.uint64(k1),
-            p0 & mask,
-        )
-        k0 = (k0 + _WEYL_0) & _MASK32
-        k1 = (k1 + _WEYL_1) & _MASK32
-    return np.stack([a, b, c, d], axis=1).astype(np.uint32)
+def philox_block(seed: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Four random 32-bit words for a 64-bit seed and four 32-bit counter words."""
+    return _rounds(seed, counter, 1)
 
 
 def philox_words(
@@ -72,15 +68,28 @@ def philox_words(
     asking for more words never changes the first ones.
     """
     first, last = start >> 2, (start + count + 3) >> 2
-    if last - first <= _SMALL:
-        words: list[int] = []
-        for index in range(first, last):
-            words.extend(philox_block(seed, (position, sequence, index, purpose)))
-        flat = np.array(words, np.uint32)
-    else:
-        flat = _philox_many(seed, position, sequence, np.arange(first, last), purpose).reshape(-1)
+    ones, numbers = _lanes(last - first)
+    counter = position * ones, sequence * ones, first * ones + numbers, purpose * ones
+    words = _interleaved(_rounds(seed, counter, ones), last - first).reshape(-1)
     offset = start - 4 * first
-    return flat[offset : offset + count]
+    return words[offset : offset + count]
+
+
+def philox_first_words(seed: int, position: int, sequences: Sequence[int], purpose: int) -> Words:
+    """The first four words of many streams, which differ in their sequence: uint32 [n, 4]."""
+    ones, _ = _lanes(len(sequences))
+    lanes = int.from_bytes(np.array(sequences, "<u8").tobytes(), "little")
+    counter = position * ones, lanes, 0, purpose * ones
+    return _interleaved(_rounds(seed, counter, ones), len(sequences))
+
+
+def _interleaved(lanes: tuple[int, int, int, int], blocks: int) -> Words:
+    """The words of each block in a row: uint32 [blocks, 4]."""
+    c0, c1, c2, c3 = lanes
+    size = 8 * blocks
+    pairs = (c0 | c1 << 32).to_bytes(size, "little") + (c2 | c3 << 32).to_bytes(size, "little")
+    by_block = np.ascontiguousarray(np.frombuffer(pairs, "<u8").reshape(2, blocks).T)
+    return by_block.view(np.uint32)
 
 
 # The float32 constant with which Triton's `tl.rand` scales an int32: just under 2^-31, so that the
@@ -89,9 +98,9 @@ _SCALE = np.float32(4.6566127342e-10)
 
 
 def half_open_uniforms(words: Words) -> npt.NDArray[np.float64]:
-    """Uniforms in [0, 1) with 31 random bits, bit-equal to `tl.rand`: float64 [n]."""
+    """Uniforms in [0, 1), bit-equal to `tl.rand`, 31 bits rounded to float32: float64 [n]."""
     signed = words.view(np.int32)
-    folded = np.where(signed < 0, -signed - 1, signed)
+    folded = signed ^ (signed >> 31)  # -x - 1 for a negative x
     return (folded.astype(np.float32) * _SCALE).astype(np.float64)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask, pack_mask, unpack_mask
 from midstream.middleware.errors import ConstraintError, StrategyError
-from midstream.middleware.matcher import Matcher, State, TokenIds
+from midstream.middleware.matcher import Matcher, State, TokenIds, why_nothing
 from midstream.middleware.vocabulary import Vocabulary
 
 BudgetState: TypeAlias = tuple[State, int]
@@ -130,13 +130,20 @@ class _BudgetMatcher:
             pack_mask(allowed, out)
 
     def superset(self, state: BudgetState, out: Mask) -> bool:
-        return self.inner.superset(state[0], out)
+        inner, left = state
+        if self.finishing is not None and not self._ample(left):
+            self.finishing.mask_within(inner, left - 2, out)
+            return True
+        return self.inner.superset(inner, out)
 
     def accepts(self, state: BudgetState) -> bool:
         return self.inner.accepts(state[0])
 
     def tokens_to_finish(self, state: BudgetState) -> int | None:
         return self.inner.tokens_to_finish(state[0])
+
+    def reason(self, state: BudgetState) -> str:
+        return why_nothing(self.inner, state[0])
 
     def _ample(self, left: int) -> bool:
         """Whether there is room for any token, `finish_bound` others, and the end."""

@@ -66,6 +66,9 @@ def _none(status: Status, reason: str) -> Estimate:
 
 BUDGET_SPENT = "the budget of rejects ran out"
 
+SMALLEST_LIVE = 1e-300
+"""Of a row that is left, below which counts of phantom rejects pass what float64 holds."""
+
 
 class Checks:
     """The answers of a matcher in one state, each asked for once."""
@@ -94,7 +97,8 @@ class Checks:
 
     def why_nothing(self) -> str:
         """Why no token is allowed."""
-        return why_nothing(self._matcher, self._state)
+        told = why_nothing(self._matcher, self._state)
+        return told or "nothing that has any probability is allowed here"
 
     def ask(self, tokens: Sequence[int]) -> dict[int, bool]:
         """Check what was not checked before, in one call; all answers so far."""
@@ -138,7 +142,7 @@ def geometric(
         if log_live == -math.inf:
             return _none("dead", checks.why_nothing())
         live = row.fraction(log_live, log_start)
-        if live == 0.0:
+        if live < SMALLEST_LIVE:
             return _none("exhausted", "what is left of the row is below 1e-300 of it")
         tokens = checks.merged(source.tokens(row, size).tolist())
         answers = checks.ask(tokens)

@@ -46,4 +46,5 @@ def logits_on_host(logits: Any) -> npt.NDArray[Any]:
         if not logits.dtype.is_floating_point or logits.dtype.itemsize < 4:
             logits = logits.float()
         logits = logits.numpy()
-    return np.asarray(logits)
+    array = np.asarray(logits)
+    return array.astype(np.float32) if array.dtype == np.float16 else array

@@ -28,6 +28,8 @@ class Law:
     """softmax(logits / temperature), truncated by top-k, then top-p, then min-p.
 
     temperature: 0 is greedy: mode seeking, weights are not proper.
+    Greedy decoding and truncation look at ids one by one, as hosts do: end-of-sequence ids are one
+        symbol for draws and weights only.
     truncation: which of two laws a top-k, top-p or min-p means; must be said where one of them is
         given.
     """
@@ -39,8 +41,9 @@ class Law:
     truncation: Literal["target", "after_mask"] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise StrategyError("temperature", self.temperature, "a finite number, at least 0")
+        if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
+            accepted = "0 (greedy), or a finite number from 1e-6 on"
+            raise StrategyError("temperature", self.temperature, accepted)
         if self.top_k < 0:
             raise StrategyError("top_k", self.top_k, "an integer, at least 0 (0 is off)")
         if not 0 < self.top_p <= 1:
@@ -85,7 +88,8 @@ class Law:
         """The row under this law, restricted to a mask.
         Its `log_z_all` is the mass of the target law.
         """
-        if not self.truncates:
+        broken = not logits.max(initial=-np.inf) < np.inf  # NaN or +inf: the row says so itself
+        if broken or not self.truncates:
             return Row(logits, mask, self.inverse_temperature)
         if self.truncation == "target":
             kept = np.where(self.survivors(logits), logits, logits.dtype.type(-np.inf))

@@ -83,7 +83,9 @@ def next_state(matcher: Matcher, state: State, token_id: int) -> tuple[State | N
 
 
 def why_nothing(matcher: Matcher, state: State) -> str:
-    """Why a state allows nothing: what the matcher's own `reason(state)` says, where it has one."""
+    """Why a state allows nothing: what the matcher's `reason(state)` says; empty without one."""
     told = getattr(matcher, "reason", None)
-    reason: str | None = told(state) if told is not None else None
-    return reason or "nothing is allowed here"
+    try:
+        return (told(state) or "") if told is not None else ""
+    except Exception as fault:  # one request's constraint must not stop the loop
+        return f"the constraint failed: {type(fault).__name__}: {fault}"

@@ -41,8 +41,8 @@ class Particle:
     """One sequence with its log weight.
 
     log_weight: float, nats. Of a finished particle it counts in the evidence; of one that ended as
-        `length` or `cancelled` it is the weight of its prefix, kept apart; -inf for `dead` and
-        `exhausted`.
+        `length` or `cancelled` it is the weight of its prefix, prefix potentials included, kept
+        apart; -inf for `dead` and `exhausted`.
     """
 
     __slots__ = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from midstream.kernels.philox import (
     Words,
     half_open_uniforms,
     open_uniforms,
+    philox_first_words,
     philox_words,
 )
 from midstream.kernels.row import Row
@@ -61,7 +63,9 @@ class Stream:
         return philox_words(self.seed, self.position, self.sequence, code, n, start)
 
     def uniforms(self, purpose: str, n: int, start: int = 0) -> Float:
-        """Uniforms in [0, 1) for choices: float64 [n], 31 random bits, equal to Triton's `tl.rand`.
+        """Uniforms in [0, 1) for choices: float64 [n], equal to Triton's `tl.rand`.
+
+        31 random bits, rounded to float32: near 1 they are 6e-8 apart, near 0 2^-31; 0 is possible.
 
         Asking for more never changes the first ones.
         """
@@ -78,9 +82,13 @@ def sequence_of(ids: Sequence[int], occurrence: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little")
 
 
+@lru_cache(maxsize=4096)
 def particle_sequence(sequence: int, particle: int) -> int:
     """The 32-bit sequence number of one particle of a sequence; particle 0 keeps its sequence's."""
-    return sequence if particle == 0 else sequence_of((sequence,), particle)
+    if particle == 0:
+        return sequence
+    # The tag keeps a particle apart from every prompt, which has no negative ids.
+    return sequence_of((-1, sequence), particle)
 
 
 class Source(Protocol):
@@ -111,12 +119,16 @@ Sources = Callable[[int, int], Source]
 
 
 class StreamSource:
-    """Draws numbers from a `Stream`, each once, in the order they are asked for."""
+    """Draws numbers from a `Stream`, each once, in the order they are asked for.
 
-    __slots__ = ("_choices", "_phantoms", "_stream", "_tokens")
+    ahead: the first uniforms of the purpose "token", where they were made already.
+    """
 
-    def __init__(self, stream: Stream) -> None:
+    __slots__ = ("_ahead", "_choices", "_phantoms", "_stream", "_tokens")
+
+    def __init__(self, stream: Stream, ahead: Float | None = None) -> None:
         self._stream = stream
+        self._ahead = ahead
         self._choices = 0
         self._tokens = 0
         self._phantoms = 0
@@ -130,8 +142,12 @@ class StreamSource:
 
     def tokens(self, row: Row, count: int) -> npt.NDArray[np.int64]:
         """See `Source.tokens`. Draw j uses uniforms 2 j (block) and 2 j + 1 (token)."""
-        uniforms = self._stream.uniforms("token", 2 * count, 2 * self._tokens)
+        begin, end = 2 * self._tokens, 2 * (self._tokens + count)
         self._tokens += count
+        if self._ahead is not None and end <= self._ahead.size:
+            uniforms = self._ahead[begin:end]
+        else:
+            uniforms = self._stream.uniforms("token", 2 * count, begin)
         return row.take(uniforms.reshape(count, 2))
 
     def phantoms(self, live: float, count: int) -> Sequence[float]:
@@ -142,3 +158,28 @@ class StreamSource:
         self._phantoms += count
         counts: list[float] = np.floor(np.log(uniforms) / np.log1p(-live)).tolist()
         return counts
+
+
+class StreamSources:
+    """The `StreamSource` of each (sequence, position), for sequences that go on side by side.
+
+    The first numbers of a position are made for all of them at once, at little more than the cost
+    of one. They are the numbers that each sequence has by itself.
+    """
+
+    __slots__ = ("_ahead", "_index", "_position", "_seed")
+
+    def __init__(self, seed: int, sequences: Sequence[int]) -> None:
+        self._seed = seed
+        self._index = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
+        self._position = -1
+        self._ahead = np.empty((0, 0))
+
+    def __call__(self, sequence: int, position: int) -> StreamSource:
+        stream = Stream(self._seed, sequence, position)
+        if position != self._position:
+            words = philox_first_words(self._seed, position, [*self._index], PURPOSES["token"])
+            self._ahead = half_open_uniforms(words)
+            self._position = position
+        row = self._index.get(sequence)
+        return StreamSource(stream, None if row is None else self._ahead[row])

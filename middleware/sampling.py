@@ -21,6 +21,7 @@ from midstream.kernels.row import Row
 from midstream.middleware.draw import NO_TOKEN, Draw, no_draw
 from midstream.middleware.errors import StrategyError
 from midstream.middleware.estimators import (
+    BUDGET_SPENT,
     DEFAULT_SCHEDULE,
     Checks,
     Estimate,
@@ -31,6 +32,7 @@ from midstream.middleware.estimators import (
 from midstream.middleware.greedy import greedy_mask, greedy_walk
 from midstream.middleware.law import PLAIN, Law
 from midstream.middleware.matcher import Matcher, State, why_nothing
+from midstream.middleware.proposal import Proposal, propose
 from midstream.middleware.random import Source, Stream, StreamSource
 from midstream.middleware.superset import superset_of
 
@@ -38,8 +40,6 @@ Logits = npt.NDArray[Any]
 
 MASK_COST_LIMIT = 20_000.0
 """`auto` takes a mask that costs at most this many single checks (a few milliseconds)."""
-
-_NOT_FINITE = "the logits hold NaN or +inf"
 
 
 Step = Callable[[Source], Draw]
@@ -108,12 +108,14 @@ class Mask:
             matcher.mask(state, bits)
         except Exception as fault:  # one request's constraint must not stop the loop
             return _always(no_draw("dead", "mask", _fault(fault)))
-        row = law.read(logits, bits) if proposal is None else Row(proposal, bits)
-        if not row.finite:
-            return _always(no_draw("dead", "mask", _NOT_FINITE))
+        other = None if proposal is None else propose(logits, proposal, bits, law)
+        row = law.read(logits, bits) if other is None else other.drawn
+        unusable = _unusable(row, other, bits)
+        if unusable:
+            return _always(no_draw("dead", "mask", unusable))
         if row.log_z_allowed == -math.inf:
             return _always(no_draw("dead", "mask", _why_dead(matcher, state, bits, law)))
-        finish = _Finish("mask", matcher, law, logits, proposal)
+        finish = _Finish("mask", matcher.vocabulary.eos_ids, other)
         log_weight = row.log_z_allowed - row.log_z_all
         if law.temperature == 0:
             return _always(finish(greedy_mask(logits, bits), log_weight, 0))
@@ -178,19 +180,18 @@ class AWRS:
             accepted = "'target' (awrs never sees the whole mask), or the sampler 'mask'"
             raise StrategyError("truncation", "'after_mask' with awrs", accepted)
         checks = Checks(matcher, state)
-        finish = _Finish("awrs", matcher, law, logits, proposal)
         try:
             bits = superset_of(matcher, state, logits.size)
-            row = law.read(logits, bits) if proposal is None else Row(proposal, bits)
-            if not row.finite:
-                return _always(no_draw("dead", "awrs", _NOT_FINITE))
-            if law.temperature == 0:
-                token = greedy_walk(logits, bits, checks)
-                if token is None:
-                    return _always(no_draw("dead", "awrs", checks.why_nothing(), checks.count))
-                return _always(finish(token, math.nan, checks.count))
         except Exception as fault:  # a user's predicate must not stop the loop
-            return _always(no_draw("dead", "awrs", _fault(fault), checks.count))
+            return _always(no_draw("dead", "awrs", _fault(fault)))
+        other = None if proposal is None else propose(logits, proposal, bits, law)
+        row = law.read(logits, bits) if other is None else other.drawn
+        unusable = _unusable(row, other, bits)
+        if unusable:
+            return _always(no_draw("dead", "awrs", unusable))
+        finish = _Finish("awrs", matcher.vocabulary.eos_ids, other)
+        if law.temperature == 0:
+            return _always(_greedy(logits, bits, checks, self.rejects, finish))
         log_pruned = row.log_z_allowed - row.log_z_all
 
         def step(source: Source) -> Draw:
@@ -201,7 +202,10 @@ class AWRS:
                 return no_draw("dead", "awrs", _fault(fault), checks.count - before)
             count = checks.count - before
             if estimate.token == NO_TOKEN:
-                return no_draw(estimate.status, "awrs", estimate.reason, count)
+                reason = estimate.reason
+                if estimate.status == "dead":
+                    reason = _why_dead(matcher, state, bits, law)
+                return no_draw(estimate.status, "awrs", reason, count)
             return finish(estimate.token, estimate.log_weight + log_pruned, count)
 
         return step
@@ -289,12 +293,23 @@ def _fault(fault: Exception) -> str:
     return f"the constraint failed: {type(fault).__name__}: {fault}"
 
 
+def _unusable(row: Row, proposal: Proposal | None, bits: Bits) -> str:
+    """Why nothing can be drawn from a row, whatever is allowed; empty where something can."""
+    if not row.finite or (proposal is not None and not proposal.finite):
+        return "the logits hold NaN or +inf"
+    if proposal is not None and not proposal.covers(bits):
+        return "the proposal has no mass on tokens that the target may give"
+    return ""
+
+
 def _why_dead(matcher: Matcher, state: State, bits: Bits, law: Law) -> str:
-    if not bits.any():
-        return why_nothing(matcher, state)
+    """Why no token of the bits, a mask or a superset of it, could be drawn."""
+    reason = why_nothing(matcher, state)
+    if reason or not bits.any():
+        return reason or "nothing is allowed here"
     if law.truncates:
         return "truncation left nothing that is allowed"
-    return "every allowed token has probability 0"
+    return "nothing that has any probability is allowed here"
 
 
 def _always(draw: Draw) -> Step:
@@ -306,29 +321,32 @@ class _Finish:
     """Turns a drawn token and the weight of drawing it into a `Draw`."""
 
     sampler: str
-    matcher: Matcher
-    law: Law
-    logits: Logits
-    proposal: Logits | None
+    eos: tuple[int, ...]
+    proposal: Proposal | None
 
     def __call__(self, token: int, log_weight: float, checks: int) -> Draw:
-        eos = self.matcher.vocabulary.eos_ids
-        ended = token in eos
+        ended = token in self.eos
         if self.proposal is not None:
-            if bool((np.isneginf(self.proposal) & ~np.isneginf(self.logits)).any()):
-                reason = "the proposal has no mass on tokens that the target allows"
-                return no_draw("dead", self.sampler, reason, checks)
-            # End of sequence counts as one symbol in both laws.
-            correction = self._log_ratio(self.proposal, list(eos) if ended else [token])
+            correction = self.proposal.log_ratio(list(self.eos) if ended else [token])
             if correction == -math.inf:
                 reason = "the proposal drew a token of target probability 0"
                 return no_draw("exhausted", self.sampler, reason, checks)
             log_weight += correction
         if ended:
-            return Draw(eos[0], log_weight, "finished", checks, self.sampler)
+            return Draw(self.eos[0], log_weight, "finished", checks, self.sampler)
         return Draw(token, log_weight, "running", checks, self.sampler)
 
-    def _log_ratio(self, proposal: Logits, ids: list[int]) -> float:
-        """log p(ids) - log q(ids)."""
-        p = self.law.read(self.logits, None).share(ids)
-        return math.log(p) - math.log(Row(proposal).share(ids)) if p > 0.0 else -math.inf
+
+def _greedy(
+    logits: Logits, bits: Bits, checks: Checks, rejects: int | None, finish: _Finish
+) -> Draw:
+    """The most probable token that passes its check."""
+    try:
+        token = greedy_walk(logits, bits, checks, rejects)
+    except Exception as fault:  # a user's predicate must not stop the loop
+        return no_draw("dead", "awrs", _fault(fault), checks.count)
+    if token is not None:
+        return finish(token, math.nan, checks.count)
+    if rejects is not None and checks.count >= rejects:
+        return no_draw("exhausted", "awrs", BUDGET_SPENT, checks.count)
+    return no_draw("dead", "awrs", checks.why_nothing(), checks.count)

@@ -19,13 +19,13 @@ import numpy as np
 from midstream.kernels.row import log_sum_exp
 from midstream.middleware.budget import within_budget
 from midstream.middleware.draw import Draw
-from midstream.middleware.errors import StrategyError
+from midstream.middleware.errors import StrategyError, VocabularyError
 from midstream.middleware.host import Rows, logits_on_host
 from midstream.middleware.law import PLAIN, Law
 from midstream.middleware.matcher import Matcher
 from midstream.middleware.particles import Particle, Prefix, SMCResult
 from midstream.middleware.potentials import Potential, log_potential
-from midstream.middleware.random import Sources, Stream, StreamSource, particle_sequence
+from midstream.middleware.random import Sources, StreamSources, particle_sequence
 from midstream.middleware.resampling import SCHEMES, Resampling, effective_sample_size
 from midstream.middleware.sampling import Sampler, sampler_of
 
@@ -68,17 +68,18 @@ def run(
     on_step: called with all particles after each step. cancelled: asked before each step; what runs
         then is `cancelled`.
     Raises StrategyError for options out of range and ConstraintError where nothing can end within
-    the limit, before any further model call.
+    the limit, before any further model call; VocabularyError for rows shorter than the vocabulary.
     """
     _check(particles, max_new_tokens, ess_threshold, resampling, resample_every, finished, law)
     matcher = within_budget(matcher, max_new_tokens)
+    sequences = [particle_sequence(sequence, i) for i in range(particles)]
     state = _Run(
         rows=rows,
         matcher=matcher,
         sampler=sampler_of(sampler),
         law=law,
         potentials=potentials,
-        sources=sources or (lambda which, position: StreamSource(Stream(seed, which, position))),
+        sources=sources or StreamSources(seed, sequences),
         sequence=sequence,
         particles=[
             Particle(matcher.vocabulary, Prefix((), b"", matcher.start(), 0), index)
@@ -91,11 +92,12 @@ def run(
             state.stop("cancelled")
             break
         state.draw(position)
-        resample = (position + 1) % resample_every == 0
+        last = position + 1 == max_new_tokens  # nobody goes on from there
+        resample = (position + 1) % resample_every == 0 and not last
         state.resample(position, ess_threshold if resample else 0.0, resampling, finished)
         if on_step is not None:
             on_step(state.particles)
-        if not state.running() or position + 1 == max_new_tokens:
+        if last or not state.running():
             break
         state.grow()
     state.stop("length")
@@ -143,6 +145,10 @@ class _Run:
     def draw(self, position: int) -> None:
         """One token for each running particle; a row is read once for all that share it."""
         logits = logits_on_host(self.rows.logits)
+        tokens = len(self.matcher.vocabulary)
+        if logits.shape[1] < tokens:
+            accepted = f"at least {tokens}, one for each token of the vocabulary"
+            raise VocabularyError("logits", f"rows of {logits.shape[1]}", accepted)
         steps: dict[int, Callable[..., Draw]] = {}
         children: dict[tuple[int, int], tuple[Prefix | None, str]] = {}
         for particle in self.running():
@@ -229,7 +235,7 @@ def _check(
         ("max_new_tokens", max_new_tokens),
         ("resample_every", resample_every),
     ):
-        if value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise StrategyError(name, value, "an integer, at least 1")
     if not 0.0 <= ess_threshold <= 1.0:
         raise StrategyError("ess_threshold", ess_threshold, "a number from 0 (never) to 1")

@@ -33,7 +33,7 @@ def class_atom(source: str) -> Atom:
     outlines-core is asked for single characters only: over longer texts its automaton prefers the
     first alternative that matches, so that of "a|ab" it takes "a" but not "ab".
     """
-    from outlines_core import Index, Vocabulary  # type: ignore[import-untyped]  # has no stubs
+    from outlines_core import Index, Vocabulary  # has no stubs
 
     every_byte = Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)})
     index = Index(source, every_byte)

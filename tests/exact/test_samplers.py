@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from midstream.middleware.errors import StrategyError
 from midstream.middleware.estimators import Schedule
 from midstream.middleware.law import Law
+from midstream.middleware.random import Stream
 from midstream.middleware.sampling import AWRS, Mask
 
 TOLERANCE = 1e-9
@@ -182,13 +184,70 @@ def test_truncation_as_target(exact: Any, sampler: Any) -> None:
         assert deviation <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "sampler", [Mask(), AWRS_VARIANTS["geometric-2"][0], AWRS_VARIANTS["recursive"][0]]
-)
-def test_a_proposal_corrects_the_weight(exact: Any, sampler: Any) -> None:
-    p, allowed = _law(0.2)
+PROPOSED = [
+    Mask(),
+    AWRS_VARIANTS["geometric-2"][0],
+    AWRS_VARIANTS["recursive"][0],
+    AWRS_VARIANTS["recursive-limit-2"][0],
+]
+
+
+@pytest.mark.parametrize("sampler", PROPOSED)
+@pytest.mark.parametrize("eos", [(4,), (3, 1, 4)])
+@pytest.mark.parametrize("pruned", [None, frozenset({0})])
+def test_a_proposal_corrects_the_weight(
+    exact: Any, sampler: Any, eos: tuple[int, ...], pruned: frozenset[int] | None
+) -> None:
+    p, allowed = np.array([0.3, 0.1, 0.25, 0.15, 0.2]), {1, 2, 3, 4}
     proposal = exact.logits([0.1, 0.4, 0.1, 0.3, 0.1])
-    assert _deviation(exact, sampler, p, allowed, (4,), proposal=proposal) <= TOLERANCE
+    tempered = p**2.0 / (p**2.0).sum()
+    cut = np.array([0.3, 0.0, 0.25, 0.0, 0.2]) / 0.75
+    for law, target in (
+        (Law(), p),
+        (Law(0.5), tempered),
+        (Law(top_k=3, truncation="target"), cut),
+    ):
+        deviation = _deviation(
+            exact,
+            sampler,
+            p,
+            allowed,
+            eos,
+            law=law,
+            proposal=proposal,
+            pruned=pruned,
+            target=_expected(target, allowed, eos),
+        )
+        assert deviation <= TOLERANCE
+
+
+def test_a_proposal_needs_the_support_of_what_may_be_given(exact: Any) -> None:
+    p, allowed = _law(0.2)
+    matcher = _matcher(exact, 5, allowed, (4,))
+    lacks_valid, lacks_invalid = (
+        exact.logits([0.5, 0, 0.1, 0.3, 0.1]),
+        exact.logits([0, 1, 0, 1, 1]),
+    )
+    stream = Stream(0)
+    draw = Mask().draw(exact.logits(p), matcher, (), stream, proposal=lacks_valid)
+    assert draw.status == "dead"
+    assert "no mass on tokens" in draw.reason
+    assert Mask().draw(exact.logits(p), matcher, (), stream, proposal=lacks_invalid).token >= 0
+    for law in (Law(0.0), Law(top_k=2, truncation="after_mask")):
+        with pytest.raises(StrategyError, match="proposal"):
+            Mask().draw(exact.logits(p), matcher, (), stream, law=law, proposal=lacks_invalid)
+
+
+def test_a_proposal_far_from_the_target_keeps_its_weight(exact: Any) -> None:
+    """Masses below what a float64 holds: ratios are formed in log domain."""
+    matcher = _matcher(exact, 5, {1, 2}, (4,))
+    logits = np.array([40.0, 0.0, 0.1, -1.0, -1.0])
+    for proposal in (np.zeros(5), np.array([800.0, 0.0, 0.0, 0.0, 0.0])):
+        draw = Mask().draw(logits, matcher, (), Stream(0), law=Law(0.05), proposal=proposal)
+        # Two equal tokens of the proposal: w = 2 p(token).
+        assert draw.log_weight == pytest.approx(
+            np.log(2) + (logits[draw.token] - 40.0) / 0.05, abs=1e-9
+        )
 
 
 def _planted(weight: Callable[..., float], pick: Callable[..., int] | None = None) -> Any:

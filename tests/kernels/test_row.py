@@ -114,6 +114,43 @@ def test_two_uniforms_give_the_law(size: int) -> None:
     assert np.abs(shares - row.law()).max() < 2 / side
 
 
+def _by_blocks(law: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """The inverse of the cumulative law in two steps, a block and a token inside it, in float64."""
+    blocks = np.zeros((-(-law.size // BLOCK), BLOCK))
+    blocks.reshape(-1)[: law.size] = law
+    cumulative = np.cumsum(blocks.sum(axis=1))
+    tokens = []
+    for first, second in uniforms:
+        block = int(np.searchsorted(cumulative, first * cumulative[-1], side="right"))
+        inside = np.cumsum(blocks[block])
+        token = int(np.searchsorted(inside, second * inside[-1], side="right"))
+        tokens.append(block * BLOCK + token)
+    return np.array(tokens)
+
+
+@pytest.mark.parametrize("size", [4 * BLOCK + 1, 20_000, 128_256])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_long_rows(size: int, dtype: type) -> None:
+    """Draws, masses and removals in rows whose sums are kept by chunks."""
+    rng = np.random.default_rng(4)
+    logits = _row(size, dtype=dtype)
+    allowed = rng.random(size) < 0.3
+    row = Row(logits, pack_mask(allowed))
+    uniforms = rng.random((500, 2))
+    for _ in range(4):
+        expected = _restricted(logits, allowed)
+        np.testing.assert_allclose(row.law(), expected, rtol=1e-5 if dtype is np.float32 else 1e-11)
+        live = logsumexp(logits.astype(np.float64)[allowed])
+        assert row.log_live() == pytest.approx(live, abs=2e-6)
+        differ = row.take(uniforms) != _by_blocks(expected, uniforms)
+        assert differ.sum() <= (2 if dtype is np.float32 else 0)
+        heaviest = np.argsort(-np.where(allowed, logits, -np.inf))[:40]
+        removed = np.concatenate([heaviest, rng.choice(np.flatnonzero(allowed), 200)])
+        removed = np.unique(removed)
+        row.remove(removed.tolist())
+        allowed[removed] = False
+
+
 @given(st.integers(1, 3000), st.integers(0, 2**32 - 1), st.floats(0, 0.99999994))
 @settings(max_examples=80, deadline=None)
 def test_draws_never_leave_the_support(size: int, seed: int, u: float) -> None:

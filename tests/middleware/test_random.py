@@ -87,3 +87,4 @@ def test_sequences_of_prompts() -> None:
     assert len(numbers) == 4
     assert len({particle_sequence(77, i) for i in range(1000)}) == 1000
     assert particle_sequence(77, 0) == 77
+    assert particle_sequence(7, 3) != sequence_of([7], 3)  # a prompt of one token

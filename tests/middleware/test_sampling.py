@@ -135,14 +135,25 @@ def test_a_budget_that_runs_out_is_exhausted(one_step: Callable[..., Any], sampl
     assert (draw.status, draw.log_weight, draw.token) == ("exhausted", -math.inf, -1)
 
 
+LAWS = [
+    Law(),
+    Law(0.0),
+    Law(top_k=2, truncation="target"),
+    Law(top_p=0.9, truncation="target"),
+    Law(min_p=0.1, truncation="target"),
+]
+
+
 @pytest.mark.parametrize("sampler", [Mask(), AWRS()], ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("law", LAWS, ids=str)
 def test_broken_logits_are_a_status(
-    one_step: Callable[..., Any], sampler: Any, value: float
+    one_step: Callable[..., Any], sampler: Any, value: float, law: Law
 ) -> None:
     logits = np.zeros(50, np.float32)
     logits[7] = value
-    draw = sampler.draw(logits, one_step(np.ones(50, np.bool_), masked=True), 0, Stream(0))
+    matcher = one_step(np.ones(50, np.bool_), masked=True)
+    draw = sampler.draw(logits, matcher, 0, Stream(0), law=law)
     assert draw.status == "dead"
     assert "NaN or +inf" in draw.reason
 
@@ -200,8 +211,34 @@ def test_truncation_that_leaves_nothing_allowed_is_dead_and_says_so(
 ) -> None:
     logits, valid = _row(0.01)
     law = Law(top_k=2, truncation="target")
-    draw = Mask().draw(logits, one_step(valid, masked=True), 0, Stream(0), law=law)
-    assert (draw.status, draw.reason) == ("dead", "truncation left nothing that is allowed")
+    for sampler in (Mask(), AWRS(), AWRS(estimator="recursive")):
+        draw = sampler.draw(logits, one_step(valid, masked=True), 0, Stream(0), law=law)
+        assert (draw.status, draw.reason) == ("dead", "truncation left nothing that is allowed")
+
+
+@pytest.mark.parametrize("sampler", [AWRS(), AWRS(estimator="recursive")], ids=str)
+def test_gaps_that_float64_cannot_hold(one_step: Callable[..., Any], sampler: AWRS) -> None:
+    """Valid mass from e^-600 to e^-900: a weight of that size, or a status that says why not."""
+    valid = np.arange(40) == 1
+    for gap in (600, 690, 700, 705, 708, 720, 740, 745, 760, 900):
+        logits = np.full(40, -2000.0)
+        logits[0], logits[1] = 0.0, -gap
+        draw = sampler.draw(logits, one_step(valid), 0, Stream(1))
+        if sampler.estimator == "recursive" or gap <= 690:
+            assert draw.log_weight == pytest.approx(-gap, abs=4)
+        else:
+            assert (draw.status, draw.log_weight) == ("exhausted", -math.inf)
+            assert "below 1e-300" in draw.reason
+
+
+def test_greedy_walks_keep_their_limit(one_step: Callable[..., Any]) -> None:
+    logits = np.arange(100.0)
+    greedy = Law(0.0)
+    draw = AWRS(rejects=5).draw(logits, one_step(logits < 50), 0, Stream(0), law=greedy)
+    assert (draw.status, draw.checks) == ("exhausted", 5)
+    masked = np.where(logits < 50, logits, np.finfo(np.float32).min).astype(np.float32)
+    dead = AWRS().draw(masked, one_step(logits >= 50), 0, Stream(0), law=greedy)
+    assert dead.status == "dead"
 
 
 def test_truncation_after_the_mask_is_labelled_lossy(one_step: Callable[..., Any]) -> None:
@@ -254,6 +291,7 @@ def test_a_draw_depends_on_its_own_row_and_stream_alone(
         (lambda: AWRS(estimator="best"), "estimator"),  # type: ignore[arg-type]
         (lambda: Law(temperature=-1), "temperature"),
         (lambda: Law(temperature=math.nan), "temperature"),
+        (lambda: Law(temperature=1e-40), "temperature"),
         (lambda: Law(top_p=0.0, truncation="target"), "top_p"),
         (lambda: Law(top_k=5), "truncation"),
         (lambda: Law(min_p=1.0, truncation="target"), "min_p"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from midstream.middleware import smc
-from midstream.middleware.errors import ConstraintError, StrategyError
+from midstream.middleware.errors import ConstraintError, StrategyError, VocabularyError
 from midstream.middleware.law import Law
 from midstream.middleware.potentials import Potential
 from midstream.middleware.random import Stream
@@ -104,7 +104,9 @@ def test_all_dead_is_a_result(one_step: Callable[..., Any]) -> None:
     result = _run(matcher, sampler="awrs")
     assert result.status == "dead"
     assert result.log_evidence == -math.inf
-    assert all(p.reason == "nothing is allowed here" for p in result.particles)
+    assert all(
+        p.reason == "nothing that has any probability is allowed here" for p in result.particles
+    )
     exhausted = _run(matcher, sampler=AWRS(rejects=3))
     assert exhausted.status == "exhausted"
 
@@ -209,7 +211,7 @@ class EndsAfterFive:
 def test_where_the_end_is_rare_aside_keeps_the_finished(digits: Any) -> None:
     """The end costs e^-8: resampled together the first to finish is lost, set aside it stays.
 
-    Both are unbiased; "together" is so only through a few runs that are far too high.
+    Both are unbiased; "together" is so only through runs too rare to be seen here.
     """
 
     def rare(prefix: tuple[int, ...]) -> np.ndarray:
@@ -227,8 +229,8 @@ def test_where_the_end_is_rare_aside_keeps_the_finished(digits: Any) -> None:
         ratio[mode] = np.array([math.exp(r.log_evidence) for r in runs]) / exact
     assert 0.8 < ratio["aside"].mean() < 1.2
     assert 0.7 < np.median(ratio["aside"]) < 1.3
-    assert np.median(ratio["together"]) < 0.1
-    assert ratio["together"].std() > 5 * ratio["aside"].std()
+    assert np.median(ratio["together"]) < 0.01
+    assert ratio["together"].mean() < 0.5
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -275,6 +277,8 @@ def test_effective_sample_size() -> None:
     ("options", "argument"),
     [
         ({"particles": 0}, "particles"),
+        ({"particles": 2.5}, "particles"),
+        ({"particles": True}, "particles"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"resample_every": 0}, "resample_every"),
         ({"ess_threshold": 1.5}, "ess_threshold"),
@@ -291,6 +295,13 @@ def test_bad_options_are_named_before_any_model_call(
     rows, log = _start()
     with pytest.raises(StrategyError, match=f"^{argument}: got "):
         _run(digits, rows, **options)
+    assert not log
+
+
+def test_rows_shorter_than_the_vocabulary_are_refused(digits: Any) -> None:
+    rows, log = _start(lambda prefix: np.zeros(7))
+    with pytest.raises(VocabularyError, match="rows of 7; accepted: at least 10"):
+        _run(digits, rows)
     assert not log
 
 

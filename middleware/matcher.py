@@ -71,12 +71,17 @@ class Matcher(Protocol):
         """
 
 
+def fault(error: Exception) -> str:
+    """What a constraint that raised is told as: one request's constraint must not stop the loop."""
+    return f"the constraint failed: {type(error).__name__}: {error}"
+
+
 def next_state(matcher: Matcher, state: State, token_id: int) -> tuple[State | None, str]:
     """The state after a token that was drawn, or None and why there is none: a fault is a value."""
     try:
         following = matcher.advance(state, token_id)
-    except Exception as fault:  # one request's constraint must not stop the loop
-        return None, f"the constraint failed: {type(fault).__name__}: {fault}"
+    except Exception as error:
+        return None, fault(error)
     if following is None:
         return None, "the matcher refused a token that it had allowed"
     return following, ""
@@ -87,5 +92,5 @@ def why_nothing(matcher: Matcher, state: State) -> str:
     told = getattr(matcher, "reason", None)
     try:
         return (told(state) or "") if told is not None else ""
-    except Exception as fault:  # one request's constraint must not stop the loop
-        return f"the constraint failed: {type(fault).__name__}: {fault}"
+    except Exception as error:
+        return fault(error)

@@ -8,20 +8,17 @@ False.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from midstream.kernels.bitmask import Mask as Bits
 from midstream.kernels.bitmask import mask_words
 from midstream.kernels.row import Row
 from midstream.middleware.draw import NO_TOKEN, Draw, no_draw
 from midstream.middleware.errors import StrategyError
 from midstream.middleware.estimators import (
-    BUDGET_SPENT,
     DEFAULT_SCHEDULE,
     Checks,
     Estimate,
@@ -29,10 +26,11 @@ from midstream.middleware.estimators import (
     geometric,
     recursive,
 )
-from midstream.middleware.greedy import greedy_mask, greedy_walk
+from midstream.middleware.finish import Finish, Step, always, greedy, why_dead, why_unusable
+from midstream.middleware.greedy import greedy_mask
 from midstream.middleware.law import PLAIN, Law
-from midstream.middleware.matcher import Matcher, State, why_nothing
-from midstream.middleware.proposal import Proposal, propose
+from midstream.middleware.matcher import Matcher, State, fault
+from midstream.middleware.proposal import propose
 from midstream.middleware.random import Source, Stream, StreamSource
 from midstream.middleware.superset import superset_of
 
@@ -40,12 +38,6 @@ Logits = npt.NDArray[Any]
 
 MASK_COST_LIMIT = 20_000.0
 """`auto` takes a mask that costs at most this many single checks (a few milliseconds)."""
-
-
-Step = Callable[[Source], Draw]
-"""Draws from one prepared row; may be called once for each sequence that stands at the same
-prefix.
-"""
 
 
 class Sampler(Protocol):
@@ -83,6 +75,21 @@ class Sampler(Protocol):
         """Draw one token with the random numbers of one sequence and position. See `prepare`."""
 
 
+def _draw(
+    self: Sampler,
+    logits: Logits,
+    matcher: Matcher,
+    state: State,
+    stream: Stream,
+    *,
+    law: Law = PLAIN,
+    proposal: Logits | None = None,
+) -> Draw:
+    """See `Sampler.draw`."""
+    step = self.prepare(logits, matcher, state, law=law, proposal=proposal)
+    return step(StreamSource(stream))
+
+
 @dataclass(frozen=True, slots=True)
 class Mask:
     """All allowed tokens at once: the exact draw, log weight = log Z_allowed - log Z_all,
@@ -106,34 +113,22 @@ class Mask:
         try:
             bits = np.empty(mask_words(logits.size), np.uint32)
             matcher.mask(state, bits)
-        except Exception as fault:  # one request's constraint must not stop the loop
-            return _always(no_draw("dead", "mask", _fault(fault)))
+        except Exception as error:  # one request's constraint must not stop the loop
+            return always(no_draw("dead", "mask", fault(error)))
         other = None if proposal is None else propose(logits, proposal, bits, law)
         row = law.read(logits, bits) if other is None else other.drawn
-        unusable = _unusable(row, other, bits)
+        unusable = why_unusable(row, other, bits)
         if unusable:
-            return _always(no_draw("dead", "mask", unusable))
+            return always(no_draw("dead", "mask", unusable))
         if row.log_z_allowed == -math.inf:
-            return _always(no_draw("dead", "mask", _why_dead(matcher, state, bits, law)))
-        finish = _Finish("mask", matcher.vocabulary.eos_ids, other)
+            return always(no_draw("dead", "mask", why_dead(matcher, state, bits, law)))
+        finish = Finish("mask", matcher.vocabulary.eos_ids, other)
         log_weight = row.log_z_allowed - row.log_z_all
         if law.temperature == 0:
-            return _always(finish(greedy_mask(logits, bits), log_weight, 0))
+            return always(finish(greedy_mask(logits, bits), log_weight, 0))
         return lambda source: finish(int(source.tokens(row, 1)[0]), log_weight, 0)
 
-    def draw(
-        self,
-        logits: Logits,
-        matcher: Matcher,
-        state: State,
-        stream: Stream,
-        *,
-        law: Law = PLAIN,
-        proposal: Logits | None = None,
-    ) -> Draw:
-        """See `Sampler.draw`."""
-        step = self.prepare(logits, matcher, state, law=law, proposal=proposal)
-        return step(StreamSource(stream))
+    draw = _draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,47 +177,35 @@ class AWRS:
         checks = Checks(matcher, state)
         try:
             bits = superset_of(matcher, state, logits.size)
-        except Exception as fault:  # a user's predicate must not stop the loop
-            return _always(no_draw("dead", "awrs", _fault(fault)))
+        except Exception as error:  # a user's predicate must not stop the loop
+            return always(no_draw("dead", "awrs", fault(error)))
         other = None if proposal is None else propose(logits, proposal, bits, law)
         row = law.read(logits, bits) if other is None else other.drawn
-        unusable = _unusable(row, other, bits)
+        unusable = why_unusable(row, other, bits)
         if unusable:
-            return _always(no_draw("dead", "awrs", unusable))
-        finish = _Finish("awrs", matcher.vocabulary.eos_ids, other)
+            return always(no_draw("dead", "awrs", unusable))
+        finish = Finish("awrs", matcher.vocabulary.eos_ids, other)
         if law.temperature == 0:
-            return _always(_greedy(logits, bits, checks, self.rejects, finish))
+            return always(greedy(logits, bits, checks, self.rejects, finish))
         log_pruned = row.log_z_allowed - row.log_z_all
 
         def step(source: Source) -> Draw:
             before = checks.count
             try:
                 estimate = self._estimate(row.copy(), checks, source)
-            except Exception as fault:
-                return no_draw("dead", "awrs", _fault(fault), checks.count - before)
+            except Exception as error:
+                return no_draw("dead", "awrs", fault(error), checks.count - before)
             count = checks.count - before
             if estimate.token == NO_TOKEN:
                 reason = estimate.reason
                 if estimate.status == "dead":
-                    reason = _why_dead(matcher, state, bits, law)
+                    reason = why_dead(matcher, state, bits, law)
                 return no_draw(estimate.status, "awrs", reason, count)
             return finish(estimate.token, estimate.log_weight + log_pruned, count)
 
         return step
 
-    def draw(
-        self,
-        logits: Logits,
-        matcher: Matcher,
-        state: State,
-        stream: Stream,
-        *,
-        law: Law = PLAIN,
-        proposal: Logits | None = None,
-    ) -> Draw:
-        """See `Sampler.draw`."""
-        step = self.prepare(logits, matcher, state, law=law, proposal=proposal)
-        return step(StreamSource(stream))
+    draw = _draw
 
     def _estimate(self, row: Row, checks: Checks, source: Source) -> Estimate:
         schedule = self.schedule
@@ -264,19 +247,7 @@ class Auto:
         sampler, _ = self.choice(matcher)
         return sampler.prepare(logits, matcher, state, law=law, proposal=proposal)
 
-    def draw(
-        self,
-        logits: Logits,
-        matcher: Matcher,
-        state: State,
-        stream: Stream,
-        *,
-        law: Law = PLAIN,
-        proposal: Logits | None = None,
-    ) -> Draw:
-        """See `Sampler.draw`."""
-        sampler, _ = self.choice(matcher)
-        return sampler.draw(logits, matcher, state, stream, law=law, proposal=proposal)
+    draw = _draw
 
 
 def sampler_of(value: str | Sampler) -> Sampler:
@@ -287,66 +258,3 @@ def sampler_of(value: str | Sampler) -> Sampler:
     if value not in named:
         raise StrategyError("sampler", value, "'auto', 'mask', 'awrs', or a sampler")
     return named[value]
-
-
-def _fault(fault: Exception) -> str:
-    return f"the constraint failed: {type(fault).__name__}: {fault}"
-
-
-def _unusable(row: Row, proposal: Proposal | None, bits: Bits) -> str:
-    """Why nothing can be drawn from a row, whatever is allowed; empty where something can."""
-    if not row.finite or (proposal is not None and not proposal.finite):
-        return "the logits hold NaN or +inf"
-    if proposal is not None and not proposal.covers(bits):
-        return "the proposal has no mass on tokens that the target may give"
-    return ""
-
-
-def _why_dead(matcher: Matcher, state: State, bits: Bits, law: Law) -> str:
-    """Why no token of the bits, a mask or a superset of it, could be drawn."""
-    reason = why_nothing(matcher, state)
-    if reason or not bits.any():
-        return reason or "nothing is allowed here"
-    if law.truncates:
-        return "truncation left nothing that is allowed"
-    return "nothing that has any probability is allowed here"
-
-
-def _always(draw: Draw) -> Step:
-    return lambda source: draw
-
-
-@dataclass(frozen=True, slots=True)
-class _Finish:
-    """Turns a drawn token and the weight of drawing it into a `Draw`."""
-
-    sampler: str
-    eos: tuple[int, ...]
-    proposal: Proposal | None
-
-    def __call__(self, token: int, log_weight: float, checks: int) -> Draw:
-        ended = token in self.eos
-        if self.proposal is not None:
-            correction = self.proposal.log_ratio(list(self.eos) if ended else [token])
-            if correction == -math.inf:
-                reason = "the proposal drew a token of target probability 0"
-                return no_draw("exhausted", self.sampler, reason, checks)
-            log_weight += correction
-        if ended:
-            return Draw(self.eos[0], log_weight, "finished", checks, self.sampler)
-        return Draw(token, log_weight, "running", checks, self.sampler)
-
-
-def _greedy(
-    logits: Logits, bits: Bits, checks: Checks, rejects: int | None, finish: _Finish
-) -> Draw:
-    """The most probable token that passes its check."""
-    try:
-        token = greedy_walk(logits, bits, checks, rejects)
-    except Exception as fault:  # a user's predicate must not stop the loop
-        return no_draw("dead", "awrs", _fault(fault), checks.count)
-    if token is not None:
-        return finish(token, math.nan, checks.count)
-    if rejects is not None and checks.count >= rejects:
-        return no_draw("exhausted", "awrs", BUDGET_SPENT, checks.count)
-    return no_draw("dead", "awrs", checks.why_nothing(), checks.count)

@@ -89,7 +89,7 @@ def test_weights_of_each_text_are_unbiased(
         assert _deviation(moments, TRUTH) <= 1e-9
 
 
-MANY = [(4, scheme) for scheme in SCHEMES] + [(8, "systematic")]
+MANY = [(4, scheme) for scheme in SCHEMES] + [(n, "systematic") for n in (5, 6, 7, 8)]
 """Eight particles have 8^8 outcomes of one resampling by the other schemes:
 too many to enumerate.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,9 @@ def test_a_draw_depends_on_its_own_row_and_stream_alone(
     shuffled = {i: draw(i, logits) for i in rng.permutation(16).tolist()}
     copied = [draw(i, np.ascontiguousarray(logits[:, ::1])) for i in range(16)]
     assert alone == [shuffled[i] for i in range(16)] == copied
+    for threads in (2, 8):
+        with ThreadPoolExecutor(threads) as pool:
+            assert list(pool.map(lambda i: draw(i, logits), range(16))) == alone
     assert sampler.draw(logits[0], matchers[0], 0, Stream(10, 0, 4)) != alone[0]
 
 

@@ -8,6 +8,7 @@ the time that the table takes.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from benchmarks.json_check import SCHEMA, document, walk
 from benchmarks.peer import awrs_on_row
 from benchmarks.report import Cell, Table, arguments, show
-from benchmarks.rows import TableMatcher, row_with_mass, vocabulary_of
+from benchmarks.rows import Float32, TableMatcher, row_with_mass, vocabulary_of
 from benchmarks.timing import CLOCKS, no_collection, take_turns
 from benchmarks.tiny_model import make_tokenizer
 from midstream.middleware import smc
@@ -46,15 +47,23 @@ def by_size(*, rounds: int, clock: str, sizes: Sequence[int]) -> Table:
         matcher = TableMatcher(vocabulary_of(size), valid, has_mask=True)
         peer = awrs_on_row(logits, valid, accepts=4, seed=1)
         works = {
-            "mask": lambda i, m=matcher, x=logits: Mask().draw(x, m, 0, Stream(i)),
-            "awrs": lambda i, m=matcher, x=logits: AWRS().draw(x, m, 0, Stream(i)),
-            "peer": lambda i, p=peer: loop.run_until_complete(p.sample([])),
+            "mask": functools.partial(_draw, Mask(), matcher, logits),
+            "awrs": functools.partial(_draw, AWRS(), matcher, logits),
+            "peer": functools.partial(_draw_of_peer, loop, peer),
         }
         taken = take_turns(works, rounds=rounds, block=4, clock=clock)
         rows.append([size, *(taken[name].median_us for name in works)])
     loop.close()
     columns = ["V", "our mask us", "our AWRS us", "genlm-control AWRS us"]
     return Table(f"One draw by V, Z = {MASS}, 4 accepts", columns, rows)
+
+
+def _draw(sampler: Sampler, matcher: Matcher, logits: Float32, seed: int) -> None:
+    sampler.draw(logits, matcher, 0, Stream(seed))
+
+
+def _draw_of_peer(loop: asyncio.AbstractEventLoop, peer: Any, _: int) -> None:
+    loop.run_until_complete(peer.sample([]))
 
 
 class TableRows:

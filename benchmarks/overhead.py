@@ -28,7 +28,7 @@ PATTERNS = {
     "tight: fixed-width date": r"[0-9]{4}-[0-9]{2}-[0-9]{2}",
     "loose: words": r"[a-zA-Z ]+[.]",
 }
-OURS = {"ours, auto (mask)": Auto(), "ours, AWRS (4 accepts)": AWRS()}
+OURS: dict[str, Sampler] = {"ours, auto (mask)": Auto(), "ours, AWRS (4 accepts)": AWRS()}
 PEERS = {
     "genlm-control, exact mask": 0,
     "genlm-control, AWRS (2 accepts)": 2,

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 PROMPT = "The date and the words follow:"
 
 
-def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(size: int) -> Any:  # a PreTrainedTokenizerFast
     """A byte-level BPE of `size` tokens, trained on the help texts that come with Python."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,10 +26,11 @@ def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(sorted(pydoc_data.topics.topics.values()), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def make_model(size: int, *, eos_id: int) -> LlamaForCausalLM:
+def make_model(size: int, *, eos_id: int) -> Any:  # a LlamaForCausalLM
     """Hidden size 64, two layers, float32, random weights from a fixed seed."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -43,7 +44,8 @@ def make_model(size: int, *, eos_id: int) -> LlamaForCausalLM:
         eos_token_id=eos_id,
         pad_token_id=None,
     )
-    return LlamaForCausalLM(config).eval()
+    llama: Any = LlamaForCausalLM
+    return llama(config).eval()
 
 
 class ForwardTimer:

@@ -88,8 +88,8 @@ class Law:
         """The row under this law, restricted to a mask.
         Its `log_z_all` is the mass of the target law.
         """
-        broken = not logits.max(initial=-np.inf) < np.inf  # NaN or +inf: the row says so itself
-        if broken or not self.truncates:
+        # A row with NaN or +inf says so itself; truncation would hide it.
+        if not self.truncates or not logits.max(initial=-np.inf) < np.inf:
             return Row(logits, mask, self.inverse_temperature)
         if self.truncation == "target":
             kept = np.where(self.survivors(logits), logits, logits.dtype.type(-np.inf))

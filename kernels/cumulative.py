@@ -17,20 +17,15 @@ _BELOW_ONE = 1.0 - 2.0**-53
 class CumulativeMass:
     """Cumulative masses of the parts of a row (its tokens, or chunks of them), to be searched.
 
-    parts: masses [NB, P] of the parts of each block, relative to something of the block's own.
-    log_scale: log of what that is: float64 [NB]. The masses of all parts must sum to about 1.
+    ends: float64 [NB P + 1], 0 and then the mass up to the end of each part, P parts a block.
     """
 
     __slots__ = ("_bounds", "_ends", "_last")
 
-    def __init__(self, parts: Array, log_scale: Float) -> None:
-        # A block without mass may have any scale: one that is finite keeps 0 from becoming a NaN.
-        scale = np.exp(np.minimum(log_scale, 700.0))
-        self._ends = np.empty(parts.size + 1)
-        self._ends[0] = 0.0
-        (parts * scale[:, None]).cumsum(out=self._ends[1:])
-        self._bounds = self._ends[:: parts.shape[1]].copy()
-        self._last = self._bounds[-1] * _BELOW_ONE
+    def __init__(self, ends: Float, blocks: int) -> None:
+        self._ends = ends
+        self._bounds = ends[:: (ends.size - 1) // blocks]
+        self._last = ends[-1] * _BELOW_ONE
 
     def find(self, uniforms: Float) -> tuple[Ids, Float]:
         """The part that each draw falls in, and how much of the row's mass lies before the draw."""
@@ -49,3 +44,17 @@ class CumulativeMass:
         """Which share of its part lies before each draw: in [0, 1)."""
         begins = self._ends[parts]
         return np.minimum((points - begins) / (self._ends[parts + 1] - begins), _BELOW_ONE)
+
+
+def cumulative_masses(parts: Array, log_scale: Float, rows: int) -> list[CumulativeMass]:
+    """Of rows of equal length, one after another.
+
+    parts: masses [R NB, P] of the parts of each block, relative to something of the block's own.
+    log_scale: log of what that is: float64 [R NB]. The masses of a row must sum to about 1.
+    """
+    # A block without mass may have any scale: one that is finite keeps 0 from becoming a NaN.
+    scale = np.exp(np.minimum(log_scale, 700.0))
+    ends = np.empty((rows, parts.size // rows + 1))
+    ends[:, 0] = 0.0
+    (parts * scale[:, None]).reshape(rows, -1).cumsum(axis=1, out=ends[:, 1:])
+    return [CumulativeMass(each, len(parts) // rows) for each in ends]

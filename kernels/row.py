@@ -1,49 +1,36 @@
 """One row of logits, read once: masses by blocks, draws from them, and removal of what was drawn.
 
-This is the numpy form of the two-kernel factorisation: the row is cut into blocks of `BLOCK`
-tokens, each with its own reference maximum, so nothing underflows however low the temperature; a
-draw chooses a block by its mass and then a token inside it. Exact because
-P(block) P(token | block) = p(token | allowed).
+This is the numpy form of the two-kernel factorisation: a draw chooses a block by its mass and then
+a token inside it. Exact because P(block) P(token | block) = p(token | allowed).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask
-from midstream.kernels.cumulative import CumulativeMass
+from midstream.kernels.blocks import (
+    BLOCK,
+    CHUNK,
+    LOG_RENEW,
+    LONG,
+    NO_MASS,
+    Array,
+    Blocks,
+    Float,
+    chunk_sums,
+    log_sum_exp,
+)
+from midstream.kernels.cumulative import CumulativeMass, cumulative_masses
 
-BLOCK = 2048
-"""Tokens a block. Part of the law of a seed:
-another value draws other tokens for the same uniforms.
-"""
+__all__ = ["BLOCK", "NO_MASS", "Row", "log_sum_exp", "read_rows"]
 
-CHUNK = 64
-"""Tokens a chunk. In long rows sums are kept for chunks, so that a draw or a removal reads one
-chunk and not the block. For speed alone: the same uniforms draw the same token.
-"""
+_TOGETHER = 1 << 15  # numbers read at once: what a processor keeps near while they are gone over
 
-_LONG = 4 * BLOCK
-NO_MASS = -1e30
-"""Logits down to this have no mass: hosts mask with -inf or with the least finite number."""
-_LOG_RENEW = math.log(1e-6)
-"""A block whose sum falls below this is read again relative to its own live maximum."""
-
-Array = npt.NDArray[Any]
-Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
-
-
-def log_sum_exp(values: Float) -> float:
-    """log(sum(exp(values))) in float64; -inf for nothing at all, NaN if one is NaN."""
-    top = float(np.maximum.reduce(values, initial=-np.inf))
-    if values.size == 1 or not math.isfinite(top):
-        return top
-    return top + math.log(np.add.reduce(np.exp(values - top)))
 
 
 class Row:
@@ -79,25 +66,18 @@ class Row:
         "size",
     )
 
+    size: int
+    finite: bool
+    log_z_all: float
+    log_z_allowed: float
+    log_blocks: Float  # [NB], the log mass that is left of each block
+    _shared: bool
+
     def __init__(
         self, logits: Array, mask: Mask | None = None, inverse_temperature: float = 1.0
     ) -> None:
-        self.size = logits.size
-        self._logits = logits
-        self._inverse_temperature = inverse_temperature
-        self._removed: list[int] = []
-        self._bits: npt.NDArray[np.uint8] | None = None
-        self._index: CumulativeMass | None = None
-        self._shared = False
         with np.errstate(all="ignore"):
-            self._read(logits)
-            self.log_z_all = log_sum_exp(self.log_blocks)
-            self.finite = self.log_z_all < math.inf  # False for a NaN too
-            self.log_z_allowed = self.log_z_all
-            if mask is not None and self.finite:
-                self._apply(mask)
-                self.log_z_allowed = log_sum_exp(self.log_blocks)
-        self._log_live = self.log_z_allowed
+            _read([self], logits[None], None if mask is None else mask[None], inverse_temperature)
 
     def copy(self) -> Row:
         """The same row as it is now, from which draws and removals go on apart."""
@@ -108,67 +88,52 @@ class Row:
         self._shared = other._shared = True
         return other
 
-    def _read(self, logits: Array) -> None:
-        """Fill weights [NB, BLOCK], each block relative to its own maximum."""
-        block = BLOCK if self.size > BLOCK else max(self.size, 1)
-        blocks = max(-(-self.size // block), 1)
-        flat = np.empty(blocks * block, logits.dtype)
-        flat[: self.size] = logits
-        flat[self.size :] = -np.inf
-        weights = flat.reshape(blocks, block)
-        reference = np.maximum(np.maximum.reduce(weights, axis=1), NO_MASS)
-        weights -= reference[:, None]
-        if self._inverse_temperature != 1.0:
-            weights *= flat.dtype.type(self._inverse_temperature)
-        np.exp(weights, out=weights)
-        self._weights = weights
-        self._parts = _chunk_sums(weights) if self.size > _LONG else weights
-        self._log_reference = reference.astype(np.float64) * self._inverse_temperature
-        self._log_sums = np.log(np.add.reduce(self._parts, axis=1), dtype=np.float64)
+    def _begin(self, logits: Array, inverse_temperature: float, blocks: Blocks, i: int) -> None:
+        """Stand on row i of blocks that were read and masked."""
+        count = len(blocks.weights) // blocks.rows
+        here = slice(i * count, (i + 1) * count)
+        self.size = logits.size
+        self._logits = logits
+        self._inverse_temperature = inverse_temperature
+        self._weights = blocks.weights[here]
+        self._parts = blocks.parts[here]
+        self._bits = None if blocks.bits is None else blocks.bits[here]
+        self._log_reference = blocks.log_reference[here]
+        self._log_sums = blocks.log_sums[here]
         self.log_blocks = self._log_sums + self._log_reference
+        self._removed: list[int] = []
+        self._index: CumulativeMass | None = None
+        self._shared = False
 
-    def _sum_again(self, blocks: slice | list[int]) -> None:
+    def _sum_again(self, blocks: Ids) -> None:
         """The masses of some blocks, after a change of their weights."""
         sums = np.add.reduce(self._parts[blocks], axis=1)
         self._log_sums[blocks] = np.log(sums, dtype=np.float64)
         self.log_blocks[blocks] = self._log_sums[blocks] + self._log_reference[blocks]
 
-    def _apply(self, mask: Mask) -> None:
-        """Take away what the mask does not allow. Full blocks at both ends stay as they are."""
-        count = self._weights.size
-        as_bytes = np.ascontiguousarray(mask).view(np.uint8)
-        bits = np.unpackbits(as_bytes, bitorder="little", count=count).reshape(self._weights.shape)
-        self._bits = bits
-        part = slice(None)
-        if self.size > _LONG:
-            partial = np.flatnonzero(~bits.view(np.bool_).all(axis=1))
-            part = slice(int(partial[0]), int(partial[-1]) + 1) if partial.size else slice(0)
-        self._weights[part] *= bits[part]
-        if self.size > _LONG:
-            self._parts[part] = _chunk_sums(self._weights[part])
-        self._sum_again(part)
-        if np.minimum.reduce(self._log_sums) < _LOG_RENEW:
-            low = (self._log_sums < _LOG_RENEW) & bits.any(axis=1)
-            for block in np.flatnonzero(low).tolist():
-                self._renew(block)
-
-    def _renew(self, block: int) -> None:
-        """Read one block again relative to the maximum of what is left in it."""
-        size = self._weights.shape[1]
-        start = block * size
-        logits = self._logits[start : start + size].astype(np.float64)
-        live = np.ones(logits.size, np.bool_)
+    def _renew(self, blocks: Ids) -> None:
+        """Read blocks again, each relative to the maximum of what is left in it."""
+        width = self._weights.shape[1]
+        tokens = (blocks[:, None] * width + np.arange(width)).reshape(-1)
+        live = tokens < self.size
         if self._bits is not None:
-            live &= self._bits[block, : logits.size].view(np.bool_)
-        live[[t - start for t in self._removed if 0 <= t - start < logits.size]] = False
-        logits[~live] = -np.inf
-        reference = max(float(logits.max()), NO_MASS)
-        weights = np.exp((logits - reference) * self._inverse_temperature)
-        self._weights[block, : logits.size] = weights
-        if self.size > _LONG:
-            self._parts[block] = _chunk_sums(self._weights[block])
-        self._log_reference[block] = reference * self._inverse_temperature
-        self._sum_again([block])
+            live &= self._bits[blocks].reshape(-1).view(np.bool_)
+        if self._removed:
+            live &= np.isin(tokens, self._removed, invert=True)
+        tokens = tokens[live]
+        counts = np.count_nonzero(live.reshape(-1, width), axis=1)
+        blocks, counts = blocks[counts > 0], counts[counts > 0]
+        if not blocks.size:
+            return
+        logits = self._logits[tokens].astype(np.float64)
+        tops = np.maximum.reduceat(logits, np.cumsum(counts) - counts)
+        reference = np.maximum(tops, NO_MASS)
+        logits -= np.repeat(reference, counts)
+        self._weights.reshape(-1)[tokens] = np.exp(logits * self._inverse_temperature)
+        if self.size > LONG:
+            self._parts[blocks] = chunk_sums(self._weights[blocks])
+        self._log_reference[blocks] = reference * self._inverse_temperature
+        self._sum_again(blocks)
 
     def log_live(self) -> float:
         """Log of the mass that is left: what is allowed and not removed."""
@@ -220,9 +185,10 @@ class Row:
         uniforms: float64 [n, 2] in [0, 1). The row must have mass left.
         """
         if self._index is None:
-            self._index = CumulativeMass(self._parts, self._log_reference - self._log_live)
+            log_scale = self._log_reference - self._log_live
+            (self._index,) = cumulative_masses(self._parts, log_scale, 1)
         parts, points = self._index.find(uniforms)
-        if self.size <= _LONG:
+        if self.size <= LONG:
             return parts
         inside = self._weights.reshape(-1, CHUNK)[parts].astype(np.float64).cumsum(axis=1)
         # A share below 1 of the last sum lies below that sum: a token of weight 0 is never reached.
@@ -238,32 +204,66 @@ class Row:
             self._part_from_copies()
         self._removed.extend(tokens)
         self._weights.reshape(-1)[tokens] = 0
-        if self.size > _LONG:
+        if self.size > LONG:
             chunks = list({token // CHUNK for token in tokens})
             weights = self._weights.reshape(-1, CHUNK)[chunks]
-            self._parts.reshape(-1, 1)[chunks] = _chunk_sums(weights)
-        size = self._weights.shape[1]
-        blocks = list({token // size for token in tokens})
+            self._parts.reshape(-1, 1)[chunks] = chunk_sums(weights)
+        width = self._weights.shape[1]
+        blocks = np.array(list({token // width for token in tokens}))
         with np.errstate(all="ignore"):
             self._sum_again(blocks)
-            low = self._log_sums[blocks] < _LOG_RENEW
-            for i in np.flatnonzero(low).tolist():
-                self._renew(blocks[i])
+            low = blocks[self._log_sums[blocks] < LOG_RENEW]
+            if low.size:
+                self._renew(low)
             self._log_live = log_sum_exp(self.log_blocks)
         self._index = None
 
     def _part_from_copies(self) -> None:
         self._weights = self._weights.copy()
-        self._parts = self._parts.copy() if self.size > _LONG else self._weights
+        self._parts = self._parts.copy() if self.size > LONG else self._weights
         self._log_reference = self._log_reference.copy()
         self._log_sums = self._log_sums.copy()
         self.log_blocks = self.log_blocks.copy()
         self._shared = False
 
 
-def _chunk_sums(weights: Array) -> Float:
-    """Sums of the chunks of [n, k CHUNK], or of [k CHUNK]: float64 [n, k] or [k]."""
-    chunks = weights.reshape(*weights.shape[:-1], weights.shape[-1] // CHUNK, CHUNK)
-    # A fifth of the time of `sum`, on an axis as short as this one.
-    sums: Float = np.einsum("...i->...", chunks).astype(np.float64)
-    return sums
+def read_rows(
+    logits: Array,  # [R, V]
+    masks: Mask | None = None,  # [R, W]
+    inverse_temperature: float = 1.0,
+) -> list[Row]:
+    """Rows read together: each the same, bit for bit, as `Row` of it, at little more than the cost
+    of one where they are short.
+    """
+    rows = [object.__new__(Row) for _ in logits]
+    size = max(_TOGETHER // max(logits.shape[1], 1), 1)
+    with np.errstate(all="ignore"):
+        for begin in range(0, len(rows), size):
+            part = slice(begin, begin + size)
+            some = None if masks is None else masks[part]
+            _read(rows[part], logits[part], some, inverse_temperature)
+    return rows
+
+
+def _read(rows: list[Row], logits: Array, masks: Mask | None, inverse_temperature: float) -> None:
+    """Make rows out of their logits [R, V], one or many."""
+    blocks = Blocks(logits, inverse_temperature)
+    log_z_all = log_z_allowed = blocks.log_z()
+    if masks is not None:
+        blocks.apply(masks)
+        log_z_allowed = blocks.log_z()
+    for i, row in enumerate(rows):
+        row._begin(logits[i], inverse_temperature, blocks, i)
+        row.log_z_all = log_z_all[i]
+        row.finite = row.log_z_all < math.inf  # False for a NaN too
+        row.log_z_allowed = row._log_live = log_z_allowed[i]
+    count = len(blocks.weights) // len(rows)
+    low = blocks.low()
+    for i in set((low // count).tolist()):
+        rows[i]._renew(low[low // count == i] - i * count)
+        rows[i].log_z_allowed = rows[i]._log_live = log_sum_exp(rows[i].log_blocks)
+    if len(rows) > 1:
+        live = np.repeat([row._log_live for row in rows], count)
+        indices = cumulative_masses(blocks.parts, blocks.log_reference - live, len(rows))
+        for row, index in zip(rows, indices, strict=True):
+            row._index = index

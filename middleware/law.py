@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask, mask_words, pack_mask, unpack_mask
-from midstream.kernels.row import Row
+from midstream.kernels.row import Row, read_rows
 from midstream.kernels.truncation import truncated_set
 from midstream.middleware.errors import StrategyError
 
@@ -99,6 +99,12 @@ class Law:
             allowed = np.where(unpack_mask(mask, logits.size), logits, logits.dtype.type(-np.inf))
         kept_mask = pack_mask(self.survivors(allowed), np.zeros(mask_words(logits.size), np.uint32))
         return Row(logits, kept_mask, self.inverse_temperature)
+
+    def read_rows(self, logits: npt.NDArray[Any], masks: Mask) -> list[Row]:
+        """`read` of each row of [R, V] under its mask of [R, W]: the same rows, sooner."""
+        if not self.truncates:
+            return read_rows(logits, masks, self.inverse_temperature)
+        return [self.read(row, mask) for row, mask in zip(logits, masks, strict=True)]
 
 
 PLAIN = Law()

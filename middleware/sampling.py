@@ -8,12 +8,14 @@ False.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from midstream.kernels.bitmask import Mask as Bits
 from midstream.kernels.bitmask import mask_words
 from midstream.kernels.row import Row
 from midstream.middleware.draw import NO_TOKEN, Draw, no_draw
@@ -30,7 +32,7 @@ from midstream.middleware.finish import Finish, Step, always, greedy, why_dead, 
 from midstream.middleware.greedy import greedy_mask
 from midstream.middleware.law import PLAIN, Law
 from midstream.middleware.matcher import Matcher, State, fault
-from midstream.middleware.proposal import propose
+from midstream.middleware.proposal import Proposal, propose
 from midstream.middleware.random import Source, Stream, StreamSource
 from midstream.middleware.superset import superset_of
 
@@ -40,8 +42,15 @@ MASK_COST_LIMIT = 20_000.0
 """`auto` takes a mask that costs at most this many single checks (a few milliseconds)."""
 
 
+Read = tuple[Row, Bits]
+"""A row that was read under its law, and what it was restricted to."""
+
+
 class Sampler(Protocol):
     """One way to draw a constrained token."""
+
+    def restriction(self, matcher: Matcher, state: State, size: int) -> Bits:
+        """What a row of `size` is restricted to before anything is drawn from it: uint32 [W]."""
 
     def prepare(
         self,
@@ -51,6 +60,7 @@ class Sampler(Protocol):
         *,
         law: Law = ...,
         proposal: Logits | None = None,
+        read: Read | None = None,
     ) -> Step:
         """Read a row once, for one or many draws.
 
@@ -58,6 +68,7 @@ class Sampler(Protocol):
         law: temperature and truncation, part of the target.
         proposal: logits [V] of another law to draw from, whose support must hold the target's; the
             weight is corrected by p(token) / q(token).
+        read: the row under its law and `restriction`, where it was read before.
         A row that allows nothing, holds NaN or meets a fault of the matcher is a status, not an
         exception.
         """
@@ -96,6 +107,12 @@ class Mask:
     no noise in it.
     """
 
+    def restriction(self, matcher: Matcher, state: State, size: int) -> Bits:
+        """See `Sampler.restriction`. The mask."""
+        bits = np.empty(mask_words(size), np.uint32)
+        matcher.mask(state, bits)
+        return bits
+
     def prepare(
         self,
         logits: Logits,
@@ -104,6 +121,7 @@ class Mask:
         *,
         law: Law = PLAIN,
         proposal: Logits | None = None,
+        read: Read | None = None,
     ) -> Step:
         """See `Sampler.prepare`. Greedy: the most probable allowed token,
         with the allowed mass at T = 1.
@@ -111,12 +129,11 @@ class Mask:
         if not matcher.has_mask:
             raise StrategyError("sampler", "mask for a matcher without a mask", "'awrs' or 'auto'")
         try:
-            bits = np.empty(mask_words(logits.size), np.uint32)
-            matcher.mask(state, bits)
+            bits = self.restriction(matcher, state, logits.size) if read is None else read[1]
         except Exception as error:  # one request's constraint must not stop the loop
             return always(no_draw("dead", "mask", fault(error)))
         other = None if proposal is None else propose(logits, proposal, bits, law)
-        row = law.read(logits, bits) if other is None else other.drawn
+        row = _row(logits, bits, law, other, read)
         unusable = why_unusable(row, other, bits)
         if unusable:
             return always(no_draw("dead", "mask", unusable))
@@ -159,6 +176,10 @@ class AWRS:
         if self.rejects is not None and self.rejects < least:
             raise StrategyError("rejects", self.rejects, f"None or an integer, at least {least}")
 
+    def restriction(self, matcher: Matcher, state: State, size: int) -> Bits:
+        """See `Sampler.restriction`. A superset of the mask."""
+        return superset_of(matcher, state, size)
+
     def prepare(
         self,
         logits: Logits,
@@ -167,6 +188,7 @@ class AWRS:
         *,
         law: Law = PLAIN,
         proposal: Logits | None = None,
+        read: Read | None = None,
     ) -> Step:
         """See `Sampler.prepare`. Greedy: down from the most probable token until one is allowed,
         weight NaN.
@@ -176,11 +198,11 @@ class AWRS:
             raise StrategyError("truncation", "'after_mask' with awrs", accepted)
         checks = Checks(matcher, state)
         try:
-            bits = superset_of(matcher, state, logits.size)
+            bits = self.restriction(matcher, state, logits.size) if read is None else read[1]
         except Exception as error:  # a user's predicate must not stop the loop
             return always(no_draw("dead", "awrs", fault(error)))
         other = None if proposal is None else propose(logits, proposal, bits, law)
-        row = law.read(logits, bits) if other is None else other.drawn
+        row = _row(logits, bits, law, other, read)
         unusable = why_unusable(row, other, bits)
         if unusable:
             return always(no_draw("dead", "awrs", unusable))
@@ -234,6 +256,11 @@ class Auto:
             return Mask(), "the matcher gives the whole mask at the price of a few checks"
         return self.awrs, f"a mask costs {matcher.mask_cost:.0f} checks, over {MASK_COST_LIMIT:.0f}"
 
+    def restriction(self, matcher: Matcher, state: State, size: int) -> Bits:
+        """See `Sampler.restriction`."""
+        sampler, _ = self.choice(matcher)
+        return sampler.restriction(matcher, state, size)
+
     def prepare(
         self,
         logits: Logits,
@@ -242,12 +269,38 @@ class Auto:
         *,
         law: Law = PLAIN,
         proposal: Logits | None = None,
+        read: Read | None = None,
     ) -> Step:
         """See `Sampler.prepare`."""
         sampler, _ = self.choice(matcher)
-        return sampler.prepare(logits, matcher, state, law=law, proposal=proposal)
+        return sampler.prepare(logits, matcher, state, law=law, proposal=proposal, read=read)
 
     draw = _draw
+
+
+def prepare_rows(
+    sampler: Sampler, logits: Logits, matcher: Matcher, states: Sequence[State], law: Law
+) -> list[Step]:
+    """`prepare` for each row of [R, V] and its state: the same steps, but the rows are read
+    together, which saves most of the cost of a draw from a short row.
+    """
+    try:
+        bits = [sampler.restriction(matcher, state, logits.shape[1]) for state in states]
+    except Exception:  # one by one, so that a fault is told of its own row alone
+        each = zip(logits, states, strict=True)
+        return [sampler.prepare(row, matcher, state, law=law) for row, state in each]
+    rows = law.read_rows(logits, np.stack(bits))
+    return [
+        sampler.prepare(one, matcher, state, law=law, read=(row, mask))
+        for one, state, row, mask in zip(logits, states, rows, bits, strict=True)
+    ]
+
+
+def _row(logits: Logits, bits: Bits, law: Law, proposal: Proposal | None, read: Read | None) -> Row:
+    """The row to draw from."""
+    if proposal is not None:
+        return proposal.drawn
+    return law.read(logits, bits) if read is None else read[0]
 
 
 def sampler_of(value: str | Sampler) -> Sampler:

@@ -18,7 +18,6 @@ import numpy as np
 
 from midstream.kernels.row import log_sum_exp
 from midstream.middleware.budget import within_budget
-from midstream.middleware.draw import Draw
 from midstream.middleware.errors import StrategyError, VocabularyError
 from midstream.middleware.host import Rows, logits_on_host
 from midstream.middleware.law import PLAIN, Law
@@ -27,7 +26,7 @@ from midstream.middleware.particles import Particle, Prefix, SMCResult
 from midstream.middleware.potentials import Potential, log_potential
 from midstream.middleware.random import Sources, StreamSources, particle_sequence
 from midstream.middleware.resampling import SCHEMES, Resampling, effective_sample_size
-from midstream.middleware.sampling import Sampler, sampler_of
+from midstream.middleware.sampling import Sampler, prepare_rows, sampler_of
 
 Finished = Literal["aside", "together"]
 
@@ -149,14 +148,14 @@ class _Run:
         if logits.shape[1] < tokens:
             accepted = f"at least {tokens}, one for each token of the vocabulary"
             raise VocabularyError("logits", f"rows of {logits.shape[1]}", accepted)
-        steps: dict[int, Callable[..., Draw]] = {}
+        states = {p.prefix.row: p.prefix.state for p in self.running()}
+        if not states:
+            return
+        by_row = [states[row] for row in range(len(logits))]  # each has a running particle
+        steps = prepare_rows(self.sampler, logits, self.matcher, by_row, self.law)
         children: dict[tuple[int, int], tuple[Prefix | None, str]] = {}
         for particle in self.running():
             parent = particle.prefix
-            if parent.row not in steps:
-                steps[parent.row] = self.sampler.prepare(
-                    logits[parent.row], self.matcher, parent.state, law=self.law
-                )
             which = particle_sequence(self.sequence, particle.index)
             draw = steps[parent.row](self.sources(which, position))
             particle.take(draw)

@@ -1,0 +1,76 @@
+"""Rows that are read together are, bit for bit, the rows that are read one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midstream.kernels.bitmask import mask_words, pack_mask
+from midstream.kernels.blocks import LONG
+from midstream.kernels.row import BLOCK, Row, read_rows
+
+SIZES = [1, 5, 64, 1000, BLOCK, BLOCK + 1, 2 * BLOCK, LONG, LONG + 1, 2 * LONG]
+
+
+def _same(one: Row, other: Row) -> None:
+    assert one.finite == other.finite
+    if not one.finite:
+        return
+    assert one.log_z_all == other.log_z_all
+    assert one.log_z_allowed == other.log_z_allowed
+    assert one.log_live() == other.log_live()
+    assert (one.law() == other.law()).all()
+
+
+@given(
+    st.sampled_from(SIZES),
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 1.0, 10.0, 60.0]),
+    st.sampled_from([np.float32, np.float64]),
+    st.sampled_from([0.5, 1.0, 20.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_together_is_one_by_one(
+    size: int, rows: int, seed: int, scale: float, dtype: type, inverse_temperature: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = min(rows, 100_000 // size + 1)
+    logits = (rng.normal(size=(rows, size)) * scale).astype(dtype)
+    logits[rng.random((rows, size)) < rng.choice([0.0, 0.3])] = -np.inf
+    if seed % 5 == 0:
+        logits[rng.integers(rows), rng.integers(size)] = rng.choice([np.nan, np.inf])
+    shares = rng.choice([0.0, 0.01, 0.5, 1.0], size=(rows, 1))
+    masks = np.stack([pack_mask(each) for each in rng.random((rows, size)) < shares])
+    uniforms = rng.random((20, 2))
+    together = read_rows(logits, masks, inverse_temperature)
+    for i, other in enumerate(together):
+        one = Row(logits[i], masks[i], inverse_temperature)
+        _same(one, other)
+        if not one.finite or one.log_live() == -np.inf:
+            continue
+        drawn = one.take(uniforms)
+        assert (drawn == other.take(uniforms)).all()
+        for row in (one, other):
+            row.remove(list(dict.fromkeys(drawn[:9].tolist())))
+        _same(one, other)
+
+
+@pytest.mark.parametrize("size", [1000, LONG + 1])
+def test_a_removal_leaves_the_other_rows(size: int) -> None:
+    logits = np.zeros((3, size), np.float32)
+    first, second, third = read_rows(logits, np.full((3, mask_words(size)), 0xFFFFFFFF, np.uint32))
+    before = second.law()
+    first.remove([1, 2, 3])
+    third.remove([0])
+    assert (second.law() == before).all()
+    assert first.law()[1] == 0.0
+
+
+@pytest.mark.parametrize("size", [BLOCK, LONG + BLOCK])
+def test_a_mask_that_allows_everything(size: int) -> None:
+    logits = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    masked = Row(logits, np.full(mask_words(size), 0xFFFFFFFF, np.uint32))
+    assert masked.log_z_allowed == Row(logits).log_z_all

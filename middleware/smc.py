@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from midstream.kernels.row import log_sum_exp
 from midstream.middleware.budget import within_budget
-from midstream.middleware.errors import StrategyError, VocabularyError
+from midstream.middleware.errors import InputError, StrategyError, VocabularyError
 from midstream.middleware.host import Rows, logits_on_host
 from midstream.middleware.law import PLAIN, Law
 from midstream.middleware.matcher import Matcher
@@ -29,6 +31,165 @@ from midstream.middleware.resampling import SCHEMES, Resampling, effective_sampl
 from midstream.middleware.sampling import Sampler, prepare_rows, sampler_of
 
 Finished = Literal["aside", "together"]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What to read next: row i continues row parents[i] of the last logits with tokens[i]."""
+
+    parents: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+class SMC:
+    """A run of particles that is moved by whoever owns the model: logits go in, growth comes out.
+
+    It starts with one row, the prompt. `step` takes the logits of the rows and says how they go on,
+    until it says None; `stop` ends it before. `run` is the loop over a host's rows, and its
+    docstring that of the options.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        *,
+        particles: int,
+        max_new_tokens: int,
+        seed: int,
+        sampler: str | Sampler = "auto",
+        law: Law = PLAIN,
+        ess_threshold: float = 0.5,
+        resampling: Resampling = "systematic",
+        resample_every: int = 1,
+        finished: Finished = "aside",
+        potentials: Sequence[Potential] = (),
+        sequence: int = 0,
+        sources: Sources | None = None,
+    ) -> None:
+        _check(particles, max_new_tokens, ess_threshold, resampling, resample_every, finished, law)
+        self.matcher = within_budget(matcher, max_new_tokens)
+        self.sampler = sampler_of(sampler)
+        self.law = law
+        self.potentials = potentials
+        self.sequence = sequence
+        sequences = [particle_sequence(sequence, i) for i in range(particles)]
+        self.sources = sources or StreamSources(seed, sequences)
+        self.max_new_tokens = max_new_tokens
+        self.ess_threshold = ess_threshold
+        self.resampling: Resampling = resampling
+        self.resample_every = resample_every
+        self.finished: Finished = finished
+        self.position = 0
+        self.ancestry: list[tuple[int, ...]] = []
+        self.ess: list[float] = []
+        start = Prefix((), b"", self.matcher.start(), 0)
+        self.particles = [Particle(matcher.vocabulary, start, i) for i in range(particles)]
+        for particle in self.particles:  # weight the empty prefix by the potentials
+            particle.twist(*log_potential(potentials, b"", complete=False))
+
+    def step(self, logits: Any) -> Growth | None:
+        """One token for each running particle, then resampling; None where nothing goes on.
+
+        logits: [R, V], numpy or torch, of the rows of the growth before (at first of the prompt).
+        """
+        self._draw(logits_on_host(logits))
+        self.position += 1
+        last = self.position == self.max_new_tokens  # nobody goes on from there
+        due = self.position % self.resample_every == 0 and not last
+        self._resample(self.ess_threshold if due else 0.0)
+        if last:
+            self.stop("length")
+        return self._growth() if self._running() else None
+
+    def stop(self, status: Literal["cancelled", "length"]) -> None:
+        """End what is running."""
+        for particle in self._running():
+            particle.status = status
+
+    def result(self) -> SMCResult:
+        """The particles as they are."""
+        proper = self.law.proper
+        return SMCResult(tuple(self.particles), tuple(self.ancestry), tuple(self.ess), proper)
+
+    def _running(self) -> list[Particle]:
+        return [particle for particle in self.particles if particle.status == "running"]
+
+    def _draw(self, logits: npt.NDArray[Any]) -> None:
+        """One token for each running particle; a row is read once for all that share it."""
+        tokens = len(self.matcher.vocabulary)
+        if logits.shape[1] < tokens:
+            accepted = f"at least {tokens}, one for each token of the vocabulary"
+            raise VocabularyError("logits", f"rows of {logits.shape[1]}", accepted)
+        states = {p.prefix.row: p.prefix.state for p in self._running()}
+        if not states:
+            return
+        if len(logits) != len(states):  # each row has a running particle
+            raise InputError("logits", f"{len(logits)} rows", f"{len(states)}, as asked for")
+        by_row = [states[row] for row in range(len(states))]
+        steps = prepare_rows(self.sampler, logits, self.matcher, by_row, self.law)
+        children: dict[tuple[int, int], tuple[Prefix | None, str]] = {}
+        for particle in self._running():
+            parent = particle.prefix
+            which = particle_sequence(self.sequence, particle.index)
+            draw = steps[parent.row](self.sources(which, self.position))
+            particle.take(draw)
+            if draw.token < 0:
+                continue
+            key = (parent.row, draw.token)
+            if key not in children:
+                children[key] = parent.child(self.matcher, draw.token)
+            child, reason = children[key]
+            if child is None:
+                particle.kill(reason)
+                continue
+            particle.prefix = child
+            if self.potentials:
+                complete = particle.status == "finished"
+                particle.twist(*log_potential(self.potentials, child.text, complete=complete))
+
+    def _resample(self, threshold: float) -> None:
+        """Copy particles in proportion to their weights where the effective sample size is low."""
+        group = [
+            i
+            for i, p in enumerate(self.particles)
+            if self.finished == "together" or p.status != "finished"
+        ]
+        log_weights = np.array([self.particles[i].log_weight for i in group])
+        ess = effective_sample_size(log_weights)
+        self.ess.append(ess)
+        ancestors = list(range(len(self.particles)))
+        if 0.0 < ess < threshold * len(group) and any(
+            self.particles[i].status == "running" for i in group
+        ):
+            log_total = log_sum_exp(log_weights)
+            source = self.sources(self.sequence, self.position - 1)
+            chosen = SCHEMES[self.resampling](np.exp(log_weights - log_total), source)
+            log_mean = log_total - math.log(len(group))
+            old = [self.particles[i] for i in group]
+            for i, ancestor in zip(group, chosen, strict=True):
+                self.particles[i] = old[ancestor].copy(i, log_mean)
+                ancestors[i] = group[ancestor]
+        self.ancestry.append(tuple(ancestors))
+
+    def _growth(self) -> Growth:
+        """One forward row for each distinct running prefix."""
+        distinct: dict[int, int] = {}  # id of a prefix -> its row to be
+        parents: list[int] = []
+        tokens: list[int] = []
+        for particle in self._running():
+            prefix = particle.prefix
+            if id(prefix) not in distinct:
+                distinct[id(prefix)] = len(parents)
+                parents.append(prefix.row)
+                tokens.append(prefix.token_ids[-1])
+        placed: dict[int, Prefix] = {}
+        for particle in self._running():
+            key = id(particle.prefix)
+            if key not in placed:
+                placed[key] = particle.prefix.at(distinct[key])
+        for particle in self._running():
+            particle.prefix = placed[id(particle.prefix)]
+        return Growth(tuple(parents), tuple(tokens))
 
 
 def run(
@@ -69,155 +230,32 @@ def run(
     Raises StrategyError for options out of range and ConstraintError where nothing can end within
     the limit, before any further model call; VocabularyError for rows shorter than the vocabulary.
     """
-    _check(particles, max_new_tokens, ess_threshold, resampling, resample_every, finished, law)
-    matcher = within_budget(matcher, max_new_tokens)
-    sequences = [particle_sequence(sequence, i) for i in range(particles)]
-    state = _Run(
-        rows=rows,
-        matcher=matcher,
-        sampler=sampler_of(sampler),
+    smc = SMC(
+        matcher,
+        particles=particles,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        sampler=sampler,
         law=law,
+        ess_threshold=ess_threshold,
+        resampling=resampling,
+        resample_every=resample_every,
+        finished=finished,
         potentials=potentials,
-        sources=sources or StreamSources(seed, sequences),
         sequence=sequence,
-        particles=[
-            Particle(matcher.vocabulary, Prefix((), b"", matcher.start(), 0), index)
-            for index in range(particles)
-        ],
+        sources=sources,
     )
-    state.begin()
-    for position in range(max_new_tokens):
+    while True:
         if cancelled is not None and cancelled():
-            state.stop("cancelled")
+            smc.stop("cancelled")
             break
-        state.draw(position)
-        last = position + 1 == max_new_tokens  # nobody goes on from there
-        resample = (position + 1) % resample_every == 0 and not last
-        state.resample(position, ess_threshold if resample else 0.0, resampling, finished)
+        growth = smc.step(rows.logits)
         if on_step is not None:
-            on_step(state.particles)
-        if last or not state.running():
+            on_step(smc.particles)
+        if growth is None:
             break
-        state.grow()
-    state.stop("length")
-    return SMCResult(tuple(state.particles), tuple(state.ancestry), tuple(state.ess), law.proper)
-
-
-class _Run:
-    """The moving parts of one run."""
-
-    def __init__(
-        self,
-        *,
-        rows: Rows,
-        matcher: Matcher,
-        sampler: Sampler,
-        law: Law,
-        potentials: Sequence[Potential],
-        sources: Sources,
-        sequence: int,
-        particles: list[Particle],
-    ) -> None:
-        self.rows = rows
-        self.matcher = matcher
-        self.sampler = sampler
-        self.law = law
-        self.potentials = potentials
-        self.sources = sources
-        self.sequence = sequence
-        self.particles = particles
-        self.ancestry: list[tuple[int, ...]] = []
-        self.ess: list[float] = []
-
-    def begin(self) -> None:
-        """Weight the empty prefix by the potentials."""
-        for particle in self.particles:
-            particle.twist(*log_potential(self.potentials, b"", complete=False))
-
-    def running(self) -> list[Particle]:
-        return [particle for particle in self.particles if particle.status == "running"]
-
-    def stop(self, status: Literal["cancelled", "length"]) -> None:
-        for particle in self.running():
-            particle.status = status
-
-    def draw(self, position: int) -> None:
-        """One token for each running particle; a row is read once for all that share it."""
-        logits = logits_on_host(self.rows.logits)
-        tokens = len(self.matcher.vocabulary)
-        if logits.shape[1] < tokens:
-            accepted = f"at least {tokens}, one for each token of the vocabulary"
-            raise VocabularyError("logits", f"rows of {logits.shape[1]}", accepted)
-        states = {p.prefix.row: p.prefix.state for p in self.running()}
-        if not states:
-            return
-        by_row = [states[row] for row in range(len(logits))]  # each has a running particle
-        steps = prepare_rows(self.sampler, logits, self.matcher, by_row, self.law)
-        children: dict[tuple[int, int], tuple[Prefix | None, str]] = {}
-        for particle in self.running():
-            parent = particle.prefix
-            which = particle_sequence(self.sequence, particle.index)
-            draw = steps[parent.row](self.sources(which, position))
-            particle.take(draw)
-            if draw.token < 0:
-                continue
-            key = (parent.row, draw.token)
-            if key not in children:
-                children[key] = parent.child(self.matcher, draw.token)
-            child, reason = children[key]
-            if child is None:
-                particle.kill(reason)
-                continue
-            particle.prefix = child
-            if self.potentials:
-                complete = particle.status == "finished"
-                particle.twist(*log_potential(self.potentials, child.text, complete=complete))
-
-    def resample(
-        self, position: int, threshold: float, resampling: Resampling, finished: Finished
-    ) -> None:
-        """Copy particles in proportion to their weights where the effective sample size is low."""
-        group = [
-            i
-            for i, p in enumerate(self.particles)
-            if finished == "together" or p.status != "finished"
-        ]
-        log_weights = np.array([self.particles[i].log_weight for i in group])
-        ess = effective_sample_size(log_weights)
-        self.ess.append(ess)
-        ancestors = list(range(len(self.particles)))
-        if 0.0 < ess < threshold * len(group) and any(
-            self.particles[i].status == "running" for i in group
-        ):
-            log_total = log_sum_exp(log_weights)
-            source = self.sources(self.sequence, position)
-            chosen = SCHEMES[resampling](np.exp(log_weights - log_total), source)
-            log_mean = log_total - math.log(len(group))
-            old = [self.particles[i] for i in group]
-            for i, ancestor in zip(group, chosen, strict=True):
-                self.particles[i] = old[ancestor].copy(i, log_mean)
-                ancestors[i] = group[ancestor]
-        self.ancestry.append(tuple(ancestors))
-
-    def grow(self) -> None:
-        """One forward row for each distinct running prefix."""
-        distinct: dict[int, int] = {}  # id of a prefix -> its row to be
-        parents: list[int] = []
-        tokens: list[int] = []
-        for particle in self.running():
-            prefix = particle.prefix
-            if id(prefix) not in distinct:
-                distinct[id(prefix)] = len(parents)
-                parents.append(prefix.row)
-                tokens.append(prefix.token_ids[-1])
-        self.rows = self.rows.advance(parents, tokens)
-        placed: dict[int, Prefix] = {}
-        for particle in self.running():
-            key = id(particle.prefix)
-            if key not in placed:
-                placed[key] = particle.prefix.at(distinct[key])
-        for particle in self.running():
-            particle.prefix = placed[id(particle.prefix)]
+        rows = rows.advance(growth.parents, growth.tokens)
+    return smc.result()
 
 
 def _check(

@@ -10,27 +10,23 @@ Monte Carlo" (arXiv 2504.13139).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
-from midstream.kernels.row import log_sum_exp
 from midstream.middleware.budget import within_budget
 from midstream.middleware.errors import InputError, StrategyError, VocabularyError
 from midstream.middleware.host import Rows, logits_on_host
 from midstream.middleware.law import PLAIN, Law
 from midstream.middleware.matcher import Matcher
 from midstream.middleware.particles import Particle, Prefix, SMCResult
-from midstream.middleware.potentials import Potential, log_potential
+from midstream.middleware.population import Finished, Population
+from midstream.middleware.potentials import Potential
 from midstream.middleware.random import Sources, StreamSources, particle_sequence
-from midstream.middleware.resampling import SCHEMES, Resampling, effective_sample_size
+from midstream.middleware.resampling import SCHEMES, Resampling
 from midstream.middleware.sampling import Sampler, prepare_rows, sampler_of
-
-Finished = Literal["aside", "together"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +66,26 @@ class SMC:
         self.matcher = within_budget(matcher, max_new_tokens)
         self.sampler = sampler_of(sampler)
         self.law = law
-        self.potentials = potentials
         self.sequence = sequence
         sequences = [particle_sequence(sequence, i) for i in range(particles)]
         self.sources = sources or StreamSources(seed, sequences)
         self.max_new_tokens = max_new_tokens
         self.ess_threshold = ess_threshold
-        self.resampling: Resampling = resampling
         self.resample_every = resample_every
-        self.finished: Finished = finished
         self.position = 0
-        self.ancestry: list[tuple[int, ...]] = []
-        self.ess: list[float] = []
-        start = Prefix((), b"", self.matcher.start(), 0)
-        self.particles = [Particle(matcher.vocabulary, start, i) for i in range(particles)]
-        for particle in self.particles:  # weight the empty prefix by the potentials
-            particle.twist(*log_potential(potentials, b"", complete=False))
+        self.population = Population(
+            matcher.vocabulary,
+            Prefix((), b"", self.matcher.start(), 0),
+            particles,
+            resampling=resampling,
+            finished=finished,
+            potentials=tuple(potentials),
+        )
+
+    @property
+    def particles(self) -> Sequence[Particle]:
+        """All of them, as they stand."""
+        return self.population.particles
 
     def step(self, logits: Any) -> Growth | None:
         """One token for each running particle, then resampling; None where nothing goes on.
@@ -96,23 +96,19 @@ class SMC:
         self.position += 1
         last = self.position == self.max_new_tokens  # nobody goes on from there
         due = self.position % self.resample_every == 0 and not last
-        self._resample(self.ess_threshold if due else 0.0)
+        source = self.sources(self.sequence, self.position - 1)
+        self.population.resample(self.ess_threshold if due else 0.0, source)
         if last:
             self.stop("length")
-        return self._growth() if self._running() else None
+        return self._growth() if self.population.running() else None
 
     def stop(self, status: Literal["cancelled", "length"]) -> None:
         """End what is running."""
-        for particle in self._running():
-            particle.status = status
+        self.population.stop(status)
 
     def result(self) -> SMCResult:
         """The particles as they are."""
-        proper = self.law.proper
-        return SMCResult(tuple(self.particles), tuple(self.ancestry), tuple(self.ess), proper)
-
-    def _running(self) -> list[Particle]:
-        return [particle for particle in self.particles if particle.status == "running"]
+        return self.population.result(self.law)
 
     def _draw(self, logits: npt.NDArray[Any]) -> None:
         """One token for each running particle; a row is read once for all that share it."""
@@ -120,7 +116,7 @@ class SMC:
         if logits.shape[1] < tokens:
             accepted = f"at least {tokens}, one for each token of the vocabulary"
             raise VocabularyError("logits", f"rows of {logits.shape[1]}", accepted)
-        states = {p.prefix.row: p.prefix.state for p in self._running()}
+        states = {p.prefix.row: p.prefix.state for p in self.population.running()}
         if not states:
             return
         if len(logits) != len(states):  # each row has a running particle
@@ -128,7 +124,7 @@ class SMC:
         by_row = [states[row] for row in range(len(states))]
         steps = prepare_rows(self.sampler, logits, self.matcher, by_row, self.law)
         children: dict[tuple[int, int], tuple[Prefix | None, str]] = {}
-        for particle in self._running():
+        for particle in self.population.running():
             parent = particle.prefix
             which = particle_sequence(self.sequence, particle.index)
             draw = steps[parent.row](self.sources(which, self.position))
@@ -143,51 +139,25 @@ class SMC:
                 particle.kill(reason)
                 continue
             particle.prefix = child
-            if self.potentials:
-                complete = particle.status == "finished"
-                particle.twist(*log_potential(self.potentials, child.text, complete=complete))
-
-    def _resample(self, threshold: float) -> None:
-        """Copy particles in proportion to their weights where the effective sample size is low."""
-        group = [
-            i
-            for i, p in enumerate(self.particles)
-            if self.finished == "together" or p.status != "finished"
-        ]
-        log_weights = np.array([self.particles[i].log_weight for i in group])
-        ess = effective_sample_size(log_weights)
-        self.ess.append(ess)
-        ancestors = list(range(len(self.particles)))
-        if 0.0 < ess < threshold * len(group) and any(
-            self.particles[i].status == "running" for i in group
-        ):
-            log_total = log_sum_exp(log_weights)
-            source = self.sources(self.sequence, self.position - 1)
-            chosen = SCHEMES[self.resampling](np.exp(log_weights - log_total), source)
-            log_mean = log_total - math.log(len(group))
-            old = [self.particles[i] for i in group]
-            for i, ancestor in zip(group, chosen, strict=True):
-                self.particles[i] = old[ancestor].copy(i, log_mean)
-                ancestors[i] = group[ancestor]
-        self.ancestry.append(tuple(ancestors))
+            self.population.twist(particle)
 
     def _growth(self) -> Growth:
         """One forward row for each distinct running prefix."""
         distinct: dict[int, int] = {}  # id of a prefix -> its row to be
         parents: list[int] = []
         tokens: list[int] = []
-        for particle in self._running():
+        for particle in self.population.running():
             prefix = particle.prefix
             if id(prefix) not in distinct:
                 distinct[id(prefix)] = len(parents)
                 parents.append(prefix.row)
                 tokens.append(prefix.token_ids[-1])
         placed: dict[int, Prefix] = {}
-        for particle in self._running():
+        for particle in self.population.running():
             key = id(particle.prefix)
             if key not in placed:
                 placed[key] = particle.prefix.at(distinct[key])
-        for particle in self._running():
+        for particle in self.population.running():
             particle.prefix = placed[id(particle.prefix)]
         return Growth(tuple(parents), tuple(tokens))
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 from midstream.middleware.constraints import Constraint
 from midstream.middleware.errors import StrategyError
 from midstream.middleware.law import Law
+from midstream.middleware.population import Finished
 from midstream.middleware.resampling import Resampling
 from midstream.middleware.sampling import AWRS, Sampler, sampler_of
-from midstream.middleware.smc import Finished
 from midstream.middleware.strategy_constraint import ANY_TEXT, DATA, KINDS, TAG, ConstraintData
 from midstream.middleware.strategy_errors import strategy_error
 from midstream.middleware.strategy_hosts import check_host

@@ -23,11 +23,12 @@ from midstream.middleware.host import Rows
 from midstream.middleware.law import Law
 from midstream.middleware.matcher import Matcher
 from midstream.middleware.particles import Particle, SMCResult
+from midstream.middleware.population import Finished
 from midstream.middleware.potentials import Potential
 from midstream.middleware.random import sequence_of
 from midstream.middleware.resampling import Resampling
 from midstream.middleware.sampling import Sampler, sampler_of
-from midstream.middleware.smc import Finished, run
+from midstream.middleware.smc import run
 
 
 @dataclass

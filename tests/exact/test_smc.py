@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midstream.middleware import smc
+from midstream.middleware import population, smc
 from midstream.middleware.estimators import Schedule
 from midstream.middleware.particles import Particle
 from midstream.middleware.potentials import Potential
@@ -204,9 +204,9 @@ def test_resampling_only_the_living_at_their_mean_fails(exact: Any, monkeypatch:
     }  # fmt: skip
     truth = {(A, A): 0.5 * 0.4 * 0.5}
     assert _deviation(_moments(exact, 2, **options), truth) <= 1e-9
-    original = smc.log_sum_exp
+    original = population.log_sum_exp
     monkeypatch.setattr(
-        smc, "log_sum_exp", lambda w: original(w) + math.log(w.size / np.isfinite(w).sum())
+        population, "log_sum_exp", lambda w: original(w) + math.log(w.size / np.isfinite(w).sum())
     )
     assert _deviation(_moments(exact, 2, **options), truth) > 1e-3
 

@@ -7,6 +7,7 @@ particle i draws from its own stream at its own positions in both.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,10 +28,11 @@ class Continuation:
 
     prompt: ids before the constrained text. generated: the constrained ids so far, at whose length
         the stream's position stands.
-    sequence: of its stream. slot, segment: with the run's id the key of this piece of work, which
-        is counted once however often it is asked for.
+    sequence: of its stream. (run, slot, segment): the key of this piece of work, which is counted
+        once however often it is asked for.
     """
 
+    run: str
     prompt: tuple[int, ...]
     generated: tuple[int, ...]
     sequence: int
@@ -81,11 +83,13 @@ def run_segments(
     *,
     potentials: Sequence[Potential] = (),
     sequence: int = 0,
+    run: str | None = None,
     on_segment: Callable[[Sequence[Particle]], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> SMCResult:
     """Draw `strategy.smc.particles` weighted texts; target and evidence are those of `smc.run`.
 
+    run: what names it among all runs, a random one as it comes.
     Particles are resampled every `resample_every` tokens, and their potentials are taken there;
     ancestry and ess have an entry for each segment. Raises StrategyError for options out of range
     and what the host raises: a run that fails has no result.
@@ -103,6 +107,7 @@ def run_segments(
         finished=options["finished"],
         potentials=tuple(potentials),
     )
+    run = run or secrets.token_hex(16)
     position = 0
     while population.running():
         if cancelled is not None and cancelled():
@@ -110,7 +115,7 @@ def run_segments(
             break
         steps = min(every, limit - position)
         running = population.running()
-        prefixes = [_continuation(p, prompt, sequence, position // every) for p in running]
+        prefixes = [_continuation(run, p, prompt, sequence, position // every) for p in running]
         segments = host.extend(prefixes, steps, strategy, cancelled=cancelled)
         for particle, segment in zip(running, segments, strict=True):
             _take(population, particle, segment)
@@ -126,10 +131,10 @@ def run_segments(
 
 
 def _continuation(
-    particle: Particle, prompt: Sequence[int], sequence: int, segment: int
+    run: str, particle: Particle, prompt: Sequence[int], sequence: int, segment: int
 ) -> Continuation:
     which = particle_sequence(sequence, particle.index)
-    return Continuation(tuple(prompt), particle.token_ids, which, particle.index, segment)
+    return Continuation(run, tuple(prompt), particle.token_ids, which, particle.index, segment)
 
 
 def _take(population: Population, particle: Particle, segment: Segment) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 HOSTS: Mapping[str, str] = {
     "transformers": "`smc.run` over `TransformersHost`, `generate(custom_generate=smc(...))`",
     "logits_processor": "`ConstrainedSampling` in `generate(...)`, the processor for Outlines",
+    "sidecar": "`Decoding.Generate` of the gRPC sidecar",
+    "sidecar_process": "`LogitsProcessing.Process` of the gRPC sidecar",
+    "vllm": "`ConstrainedSampling` inside vLLM; particles by `VllmHost`, `VllmServerHost`",
 }
 """The hosts by name, and what each name stands for."""
 
@@ -50,11 +53,11 @@ CANNOT: tuple[CannotDo, ...] = (
         applies=_awrs_after_mask,
     ),
     CannotDo(
-        hosts=("transformers",),
+        hosts=("transformers", "sidecar"),
         field="law.temperature",
         what="0",
         why="particles are draws, not a search",
-        instead="above 0, or greedy decoding by `ConstrainedSampling`",
+        instead="above 0, or greedy decoding by `ConstrainedSampling` or one row of `Process`",
         applies=lambda strategy: strategy.law.temperature == 0,
     ),
     CannotDo(

@@ -1,0 +1,64 @@
+"""Constraints compiled beside the engine's steps, which never wait for one longer than a moment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from midstream.middleware.budget import within_budget
+from midstream.middleware.constraints import Constraint
+from midstream.middleware.constraints.cache import BuiltOnce
+from midstream.middleware.matcher import Matcher
+from midstream.middleware.vocabulary import Vocabulary
+
+PATIENCE_SECONDS = 0.05
+"""How long a step waits for a constraint."""
+
+FUTURES_KEPT = 256
+
+
+class StillCompilingError(Exception):
+    """A constraint that needs longer than a step can wait. The next request may find it ready."""
+
+
+class Compiler:
+    """Compiles constraints for one vocabulary, each on a thread of its own, once."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._futures: BuiltOnce[Constraint, Future[Matcher]] = BuiltOnce(FUTURES_KEPT)
+
+    def start(self, constraint: Constraint) -> Future[Matcher]:
+        """The matcher to be. A failure is kept, so that asking again does not compile again."""
+        return self._futures.get(
+            constraint, lambda: _in_thread(lambda: constraint.compile(self.vocabulary))
+        )
+
+    def matcher(self, constraint: Constraint, max_new_tokens: int) -> Matcher:
+        """The matcher, within a budget of tokens.
+
+        Raises ConstraintError where it does not compile, and StillCompilingError.
+        """
+        try:
+            matcher = self.start(constraint).result(timeout=PATIENCE_SECONDS)
+        except TimeoutError:
+            what = (
+                f"the constraint is still compiling after {PATIENCE_SECONDS * 1000:.0f} ms; "
+                "ask again, or prepare it before (midstream.adapters.vllm.prepare)"
+            )
+            raise StillCompilingError(what) from None
+        return within_budget(matcher, max_new_tokens)
+
+
+def _in_thread(work: Callable[[], Matcher]) -> Future[Matcher]:
+    future: Future[Matcher] = Future()
+
+    def body() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=body, name="midstream-compile", daemon=True).start()
+    return future

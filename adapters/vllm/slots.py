@@ -1,0 +1,131 @@
+"""One request inside the engine: where it stands, and how its next token is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from midstream.adapters.vllm.compiling import Compiler
+from midstream.adapters.vllm.records import Record, Records
+from midstream.adapters.vllm.request import RequestPlan
+from midstream.middleware.draw import Status
+from midstream.middleware.errors import VocabularyError
+from midstream.middleware.law import PLAIN
+from midstream.middleware.matcher import Matcher, State, next_state
+from midstream.middleware.random import Stream, sequence_of
+from midstream.middleware.sampling import Logits, Sampler
+from midstream.middleware.strategy import Strategy
+
+
+class Slot:
+    """A request's matcher and the states along its text.
+
+    A token is a function of the plan, the prompt, the generated ids and the logits alone, so a
+    request that was preempted, or whose token was thrown away, draws the same again.
+    """
+
+    __slots__ = (
+        "_dead",
+        "_end",
+        "_matcher",
+        "_records",
+        "_resumed",
+        "_sampler",
+        "_states",
+        "_stream_sequence",
+        "_tokens",
+        "plan",
+    )
+
+    def __init__(
+        self, plan: RequestPlan, prompt: Sequence[int], compiler: Compiler, records: Records
+    ) -> None:
+        self.plan = plan
+        self._records = records
+        self._end = compiler.vocabulary.eos_ids[0]
+        self._sampler: Sampler = plan.strategy.build_sampler()
+        generated = plan.resume.generated if plan.resume is not None else 0
+        self._resumed = list(prompt[len(prompt) - generated :]) if generated else []
+        if plan.resume is not None:
+            self._stream_sequence = plan.resume.sequence
+        else:
+            self._stream_sequence = sequence_of(prompt, plan.child)
+        self._dead = ""
+        self._tokens: list[int] = []
+        self._states: list[State] = []
+        self._matcher: Matcher | None = None
+        try:
+            self._matcher = self._compiled(compiler)
+            self._states.append(self._matcher.start())
+        except Exception as error:  # one request's constraint must not stop the engine
+            self._dead = str(error) or type(error).__name__
+
+    def _compiled(self, compiler: Compiler) -> Matcher:
+        asked = self.plan.vocabulary
+        own = compiler.vocabulary.fingerprint
+        if asked is not None and asked != own:
+            raise VocabularyError("midstream.vocabulary", asked, f"{own}, the model's own")
+        constraint = self.plan.strategy.build_constraint()
+        return compiler.matcher(constraint, self.plan.max_new_tokens)
+
+    @classmethod
+    def broken(cls, compiler: Compiler, records: Records) -> Slot:
+        """A slot of a request that cannot be read: it ends at once, and has no record."""
+        plan = RequestPlan("", Strategy(), PLAIN, 1, 0, None, None)
+        slot = cls(plan, (), compiler, records)
+        slot.kill("the request could not be read")
+        return slot
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text."""
+        return self._end
+
+    def kill(self, reason: str) -> None:
+        """Nothing is drawn any more: end of sequence, weight 0."""
+        self._dead = self._dead or reason
+
+    def draw(self, logits: Logits, output: Sequence[int]) -> int:
+        """The token after the prompt and `output`; recorded before it is returned.
+
+        logits: the row [V], unscaled, numpy float32 or float64.
+        """
+        record = self._draw(logits, output)
+        self._records.write(self.plan.key, self._stream_sequence, len(output), record)
+        return record.token
+
+    def _draw(self, logits: Logits, output: Sequence[int]) -> Record:
+        if self._dead:
+            return self._no_token("dead", self._dead, 0)
+        state, reason = self._state([*self._resumed, *output])
+        if state is None:
+            return self._no_token("dead", reason, 0)
+        assert self._matcher is not None
+        position = len(self._resumed) + len(output)
+        stream = Stream(self.plan.strategy.seed, self._stream_sequence, position)
+        draw = self._sampler.draw(logits, self._matcher, state, stream, law=self.plan.law)
+        if draw.token < 0:
+            return self._no_token(draw.status, draw.reason, draw.checks)
+        child = self.plan.child
+        return Record(draw.token, draw.log_weight, draw.status, draw.checks, child=child)
+
+    def _no_token(self, status: Status, reason: str, checks: int) -> Record:
+        return Record(self._end, -math.inf, status, checks, reason, self.plan.child)
+
+    def _state(self, generated: Sequence[int]) -> tuple[State | None, str]:
+        """The state after the generated ids, from the longest part that is known."""
+        assert self._matcher is not None
+        common = 0
+        for old, new in zip(self._tokens, generated, strict=False):
+            if old != new:
+                break
+            common += 1
+        del self._tokens[common:]
+        del self._states[common + 1 :]
+        for token in generated[common:]:
+            following, reason = next_state(self._matcher, self._states[-1], token)
+            if following is None:
+                return None, reason
+            self._tokens.append(token)
+            self._states.append(following)
+        return self._states[-1], ""

@@ -10,12 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from midstream.adapters.vllm.host import VllmHost
     from midstream.adapters.vllm.processor import ConstrainedSampling
+    from midstream.adapters.vllm.server_host import VllmServerHost
     from midstream.adapters.vllm.worker_extension import WeightsExtension
 
-__all__ = ["ConstrainedSampling", "WeightsExtension"]
+__all__ = [
+    "ConstrainedSampling",
+    "VllmHost",
+    "VllmServerHost",
+    "WeightsExtension",
+]
 
-_PLACES = {"ConstrainedSampling": "processor", "WeightsExtension": "worker_extension"}
+_PLACES = {
+    "ConstrainedSampling": "processor",
+    "VllmHost": "host",
+    "VllmServerHost": "server_host",
+    "WeightsExtension": "worker_extension",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -51,6 +51,24 @@ class Compiler:
         return within_budget(matcher, max_new_tokens)
 
 
+_here: list[Compiler] = []
+
+
+def serve_here(compiler: Compiler) -> None:
+    """Make a compiler the one of this process: the processor's, which the workers are asked for."""
+    _here[:] = [compiler]
+
+
+def compiler_here() -> Compiler:
+    """The compiler of this process. RuntimeError in an engine without the processor."""
+    if not _here:
+        raise RuntimeError(
+            "no midstream processor in this engine: start it with "
+            "--logits-processors midstream.adapters.vllm:ConstrainedSampling"
+        )
+    return _here[0]
+
+
 def _in_thread(work: Callable[[], Matcher]) -> Future[Matcher]:
     future: Future[Matcher] = Future()
 

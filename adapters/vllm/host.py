@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NEEDED = (
     'LLM(..., logits_processors=["midstream.adapters.vllm:ConstrainedSampling"], '
-    'worker_extension_cls="midstream.adapters.vllm.worker_extension.WeightsExtension")'
+    'worker_extension_cls="midstream.adapters.vllm.WeightsExtension")'
 )
 
 

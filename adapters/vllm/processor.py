@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from midstream.adapters.vllm.admission import admit
-from midstream.adapters.vllm.compiling import Compiler
+from midstream.adapters.vllm.compiling import Compiler, serve_here
 from midstream.adapters.vllm.interfaces import V1, V2, validation_error
 from midstream.adapters.vllm.records import RECORDS_HERE
 from midstream.adapters.vllm.request import plan_of
@@ -42,6 +42,7 @@ class ConstrainedSampling(V1, V2):
         # V1 gives (device, is_pin_memory), V2 its view of the requests.
         self._requests = interface[0] if len(interface) == 1 else None
         self._compiler = Compiler(engine_vocabulary(vllm_config))
+        serve_here(self._compiler)
         self._slots: dict[int, Slot] = {}
         self._outputs: dict[int, list[int]] = {}  # V1's live lists of output ids
         self._pending: dict[int, SamplingParams] = {}  # of V2, whose prompts come with the step

@@ -25,7 +25,7 @@ ARGUMENT = "midstream"
 LONGEST_TEXT = 1_000_000
 """Characters of the JSON text of a request."""
 
-Id = Annotated[str, Field(strict=True, min_length=16, max_length=128, pattern=r"^[\w.:-]+$")]
+Id = Annotated[str, Field(strict=True, min_length=16, max_length=128, pattern=r"^[\w.-]+$")]
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
 
 
@@ -107,7 +107,7 @@ def plan_of(params: Any) -> RequestPlan | None:
     limit = params.max_tokens if resume is None else strategy.limits.max_new_tokens
     key = asked.id or ""
     if resume is not None:
-        key = f"{resume.run}/{resume.slot}/{resume.segment}"
+        key = f"{resume.run}:{resume.slot}:{resume.segment}"
     law = _law(params, strategy)
     return RequestPlan(key, strategy, law, limit, child, asked.vocabulary, resume)
 

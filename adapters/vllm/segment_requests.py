@@ -14,7 +14,7 @@ from midstream.middleware.strategy import Strategy
 
 def key_of(prefix: Continuation) -> str:
     """What the records of a segment are kept under."""
-    return f"{prefix.run}/{prefix.slot}/{prefix.segment}"
+    return f"{prefix.run}:{prefix.slot}:{prefix.segment}"
 
 
 def prompt_of(prefix: Continuation) -> list[int]:

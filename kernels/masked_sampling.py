@@ -6,129 +6,200 @@ at any place in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from midstream.kernels.backend import Backend, choose, like
 from midstream.kernels.bitmask import Mask
+from midstream.kernels.filters import Filters, Truncation
+from midstream.kernels.keys import Keys
+from midstream.kernels.law_rows import entropy, inverse_temperature, live_logits, read_law
+from midstream.kernels.numpy_inputs import (
+    numpy_indices,
+    numpy_logits,
+    numpy_mask,
+    numpy_rejected,
+    numpy_temperatures,
+    numpy_uniforms,
+)
 from midstream.kernels.row import Row
 
 OK = 0
 NOTHING_ALLOWED = 1
 NOT_FINITE = 2
 
-_Float = npt.NDArray[np.float64]
+Float = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedSample:
-    """One draw for each row. Log-domain values are float64 [B], in nats."""
+    """P draws. Log-domain values are float64 [P], in nats; arrays are of the kind of the logits."""
 
-    token: npt.NDArray[np.int64]  # [B], -1 where nothing could be drawn
-    log_p: _Float  # log p(token) under the whole row
-    log_z_allowed: _Float  # -inf where nothing is allowed
-    log_z_all: _Float
-    entropy: _Float  # of the whole row
-    status: npt.NDArray[np.int8]  # OK, NOTHING_ALLOWED or NOT_FINITE
+    token: Any  # int64 [P], -1 where nothing could be drawn
+    log_p: Any  # log p(token) under the whole row; -inf where there is no token
+    log_weight: Any  # log_z_allowed - log_z_all, formed from block masses; -inf without a token
+    log_z_allowed: Any  # -inf where nothing is allowed, NaN where the row is not finite
+    log_z_all: Any
+    entropy: Any  # of the whole row; NaN where it has no mass
+    status: Any  # int8 [P]: OK, NOTHING_ALLOWED or NOT_FINITE
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """k draws without replacement for each row, in order."""
+    """k draws without replacement for each row, in order; arrays are of the kind of the logits."""
 
-    token: npt.NDArray[np.int64]  # [B, k], -1 once nothing is left
-    log_p: _Float  # [B, k], under the whole row
-    log_live: _Float  # [B, k], log mass left before each draw; less log_z_all: log(1 - r)
-    log_z_all: _Float  # [B]
-
-
-def _temperatures(temperature: npt.ArrayLike, rows: int) -> _Float:
-    values = np.broadcast_to(np.asarray(temperature, np.float64), (rows,))
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"temperature: got {temperature!r}; accepted: finite numbers above 0")
-    return values
-
-
-def _check(logits: npt.NDArray[Any], mask: Mask | None) -> None:
-    if logits.ndim != 2 or logits.dtype not in (np.float32, np.float64):
-        raise ValueError(
-            f"logits: got {logits.dtype} {logits.shape}; accepted: float32 or float64 [B, V]"
-        )
-    if mask is None:
-        return
-    if mask.dtype != np.uint32 or mask.ndim != 2 or mask.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"mask: got {mask.dtype} {mask.shape}; accepted: uint32 [{logits.shape[0]}, W]"
-        )
+    token: Any  # int64 [R, k], -1 once nothing is left, and where the row is not finite
+    log_p: Any  # float64 [R, k], under the whole row; -inf where there is no token
+    log_live: Any  # float64 [R, k], log mass left before each draw; less log_z_all: log(1 - r)
+    log_z_all: Any  # float64 [R], NaN where the row is not finite
 
 
 def masked_sample(
-    logits: npt.NDArray[Any],  # [B, V]
-    mask: Mask | None,  # [B, W]
-    uniforms: _Float,  # [B, 2]
+    logits: Any,  # [R, V]
+    mask: Any,  # [R, W], or None
+    noise: Float | Keys | Any,  # [P, 2]
     *,
-    temperature: npt.ArrayLike = 1.0,  # scalar or [B]
+    temperature: Any = 1.0,  # scalar or [R]
+    indices: Any = None,  # [P]
+    top_k: Any = 0,  # scalar or [R], as are top_p and min_p
+    top_p: Any = 1.0,
+    min_p: Any = 0.0,
+    truncation: Truncation | None = None,
+    backend: Backend = "auto",
 ) -> MaskedSample:
-    """Draw each row's token from softmax(logits / temperature) restricted to its mask.
+    """Draw tokens from softmax(logits / temperature) restricted to masks.
 
-    `log_z_allowed - log_z_all` is the exact log weight of the draw: with w = exp of it, E[w 1{x =
-    t}] = p(t) allowed(t). A row with nothing allowed, a NaN or a +inf has token -1 and says so in
-    `status`.
+    logits: bfloat16, float16 or float32 rows without gaps, at any distance from each other; in
+        numpy float64 too. On the way to numpy bfloat16 and float16 are converted.
+    mask: bit t & 31 of word t >> 5 allows token t; uint32 in numpy, int32 in torch; tokens beyond
+        its words are not allowed. None allows all.
+    noise: two uniforms in [0, 1) a draw, for a block and for a token inside it, or `Keys`.
+    temperature: 0 is greedy, the allowed token of largest logit (of equals the lowest id), with
+        masses, log_p and log_weight at T = 1.
+    indices: the row that each draw is from; None: draw i is from row i.
+    top_k, top_p, min_p, truncation: see `Filters`; a row at T = 0 has nothing to truncate.
+        'target': the truncated law stands for the whole row. 'after_mask': only what is drawn from
+        is truncated, log_z_all is that of the whole row.
+
+    With w = exp(log_weight), E[w 1{x = t}] = p(t) allowed(t), p the law of the whole row: weights
+    are proper for it, but not at T = 0 and not for 'after_mask', where p is cut. A row with nothing
+    allowed, a NaN or a +inf has token -1, weight 0, and says so in `status`. log_p and log_weight
+    are within 2e-6 at any temperature. On a GPU nothing waits for the device as long as arrays are
+    tensors there: what they hold is then not checked.
     """
-    _check(logits, mask)
-    rows = logits.shape[0]
-    temperatures = _temperatures(temperature, rows)
-    token = np.full(rows, -1, np.int64)
-    values = np.full((4, rows), np.nan)
-    status = np.full(rows, NOT_FINITE, np.int8)
-    for i in range(rows):
-        row = Row(logits[i], None if mask is None else mask[i], 1.0 / float(temperatures[i]))
+    filters = Filters(top_k, top_p, min_p, truncation)
+    if choose(logits, backend) == "triton":
+        from midstream.kernels.triton.masked_sampling import masked_sample as on_device
+
+        return on_device(logits, mask, noise, temperature, indices, filters)
+    rows = numpy_logits(logits)
+    uniforms = numpy_uniforms(noise, 1)[:, 0]
+    index = numpy_indices(indices, len(uniforms), len(rows))
+    temperatures = numpy_temperatures(temperature, len(rows))
+    sample = _sample(rows, numpy_mask(mask, len(rows)), uniforms, index, temperatures, filters)
+    return MaskedSample(*(like(logits, getattr(sample, each.name)) for each in fields(sample)))
+
+
+def _sample(
+    logits: npt.NDArray[Any],
+    mask: Mask | None,
+    uniforms: Float,
+    index: Ids | None,
+    temperatures: Float,
+    filters: Filters,
+) -> MaskedSample:
+    count = len(uniforms)
+    token = np.full(count, -1, np.int64)
+    values = np.full((5, count), np.nan)
+    values[:2] = -np.inf
+    status = np.full(count, NOT_FINITE, np.int8)
+    for i, draws, (row, read) in read_law(logits, mask, index, temperatures, filters):
         if not row.finite:
             continue
-        values[:, i] = -np.inf, row.log_z_allowed, row.log_z_all, row.entropy()
-        status[i] = NOTHING_ALLOWED
-        if row.log_z_allowed > -np.inf:
-            token[i] = row.take(uniforms[i : i + 1])[0]
-            values[0, i] = row.log_p(int(token[i]))
-            status[i] = OK
-    log_p, log_z_allowed, log_z_all, entropy = values
-    return MaskedSample(token, log_p, log_z_allowed, log_z_all, entropy, status)
+        inverse = inverse_temperature(temperatures[i])
+        whole = row.log_z_allowed, row.log_z_all, entropy(read, inverse)
+        values[2:, draws] = np.array(whole)[:, None]
+        status[draws] = NOTHING_ALLOWED
+        if row.log_z_allowed == -np.inf:
+            continue
+        if temperatures[i] == 0:
+            token[draws] = live_logits(read, None if mask is None else mask[i]).argmax()
+        else:
+            token[draws] = row.take(uniforms[draws])
+        values[0, draws] = read[token[draws]].astype(np.float64) * inverse - row.log_z_all
+        values[1, draws] = row.log_z_allowed - row.log_z_all
+        status[draws] = OK
+    log_p, log_weight, log_z_allowed, log_z_all, entropies = values
+    return MaskedSample(token, log_p, log_weight, log_z_allowed, log_z_all, entropies, status)
 
 
 def draw_without_replacement(
-    logits: npt.NDArray[Any],  # [B, V]
-    mask: Mask | None,  # [B, W]
-    uniforms: _Float,  # [B, k, 2]
+    logits: Any,  # [R, V]
+    mask: Any,  # [R, W], or None
+    noise: Float | Keys | Any,  # [R, k, 2]
     *,
-    temperature: npt.ArrayLike = 1.0,
-    rejected: Sequence[Sequence[int]] | None = None,  # of each row, drawn and rejected before
+    count: int | None = None,
+    temperature: Any = 1.0,  # scalar or [R]
+    rejected: Any = None,  # [R, r]
+    backend: Backend = "auto",
 ) -> Draws:
     """Draw k tokens a row one after another, each from what the earlier ones left.
 
     The law of successive sampling: P(x_1, ..., x_k) = prod_j p(x_j) / (1 - p(x_1) - ... -
-    p(x_{j-1})).
+    p(x_{j-1})), p the masked law; at T = 0 the k largest, of equals the lower id first.
+
+    count: k, where `noise` is `Keys`. rejected: integer tokens drawn before, out of the game from
+    the start; -1 fills up. The rest as in `masked_sample`. What is left is summed again after each
+    draw, never got by subtraction.
     """
-    _check(logits, mask)
+    if choose(logits, backend) == "triton":
+        from midstream.kernels.triton.without_replacement import draw_without_replacement as draw
+
+        return draw(logits, mask, noise, count, temperature, rejected)
+    rows = numpy_logits(logits)
+    uniforms = numpy_uniforms(noise, count)
+    numpy_indices(None, len(uniforms), len(rows))
+    drawn = _draws(
+        rows,
+        numpy_mask(mask, len(rows)),
+        uniforms,
+        numpy_temperatures(temperature, len(rows)),
+        numpy_rejected(rejected, *rows.shape),
+    )
+    return Draws(*(like(logits, getattr(drawn, each.name)) for each in fields(drawn)))
+
+
+def _draws(
+    logits: npt.NDArray[Any], mask: Mask | None, uniforms: Float, temperatures: Float, rejected: Ids
+) -> Draws:
     rows, count = uniforms.shape[:2]
-    temperatures = _temperatures(temperature, rows)
     token = np.full((rows, count), -1, np.int64)
     log_p = np.full((rows, count), -np.inf)
     log_live = np.full((rows, count), -np.inf)
     log_z_all = np.full(rows, np.nan)
     for i in range(rows):
-        row = Row(logits[i], None if mask is None else mask[i], 1.0 / float(temperatures[i]))
-        log_z_all[i] = row.log_z_all
+        words = None if mask is None else mask[i]
+        row = Row(logits[i], words, inverse_temperature(temperatures[i]))
         if not row.finite:
             continue
-        row.remove(list(rejected[i]) if rejected is not None else [])
+        log_z_all[i] = row.log_z_all
+        gone = rejected[i][rejected[i] >= 0].tolist()
+        row.remove(gone)
+        live = live_logits(logits[i], words) if temperatures[i] == 0 else None
         for j in range(count):
             log_live[i, j] = row.log_live()
             if log_live[i, j] == -np.inf:
                 break
-            drawn = int(row.take(uniforms[i, j : j + 1])[0])
+            if live is None:
+                drawn = int(row.take(uniforms[i, j : j + 1])[0])
+            else:
+                live[gone] = -np.inf
+                drawn = int(live.argmax())
+                gone = [drawn]
             token[i, j], log_p[i, j] = drawn, row.log_p(drawn)
             row.remove([drawn])
     return Draws(token, log_p, log_live, log_z_all)

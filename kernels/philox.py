@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
+Words64 = npt.NDArray[np.uint64]
 
 _ROUNDS = 10
 _MULTIPLIER_0 = 0xD2511F53
@@ -31,32 +32,40 @@ def _lanes(count: int) -> tuple[int, int]:
     return ones, int.from_bytes(numbers, "little")
 
 
-def _rounds(seed: int, counter: tuple[int, int, int, int], ones: int) -> tuple[int, int, int, int]:
+def _rounds(
+    key: tuple[int, int], counter: tuple[int, int, int, int], ones: int
+) -> tuple[int, int, int, int]:
     """The four words of many blocks at once, each word in the low half of a lane of 64 bits.
 
     A product of two 32-bit words fits a lane, so that one product of Python's long integers is the
     product in every lane: for the few blocks of a draw a fifth of numpy's fixed cost a call.
     """
     low = ones * _MASK32
-    k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
+    weyl_0, weyl_1 = _WEYL_0 * ones, _WEYL_1 * ones
+    k0, k1 = key
     c0, c1, c2, c3 = counter
     for _ in range(_ROUNDS):
         p0 = _MULTIPLIER_0 * c0
         p2 = _MULTIPLIER_2 * c2
         c0, c1, c2, c3 = (
-            (p2 >> 32 & low) ^ c1 ^ k0 * ones,
+            (p2 >> 32 & low) ^ c1 ^ k0,
             p2 & low,
-            (p0 >> 32 & low) ^ c3 ^ k1 * ones,
+            (p0 >> 32 & low) ^ c3 ^ k1,
             p0 & low,
         )
-        k0 = (k0 + _WEYL_0) & _MASK32
-        k1 = (k1 + _WEYL_1) & _MASK32
+        k0 = (k0 + weyl_0) & low
+        k1 = (k1 + weyl_1) & low
     return c0, c1, c2, c3
+
+
+def _key(seed: int, ones: int) -> tuple[int, int]:
+    """The same 64-bit seed in every lane."""
+    return (seed & _MASK32) * ones, (seed >> 32 & _MASK32) * ones
 
 
 def philox_block(seed: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """Four random 32-bit words for a 64-bit seed and four 32-bit counter words."""
-    return _rounds(seed, counter, 1)
+    return _rounds(_key(seed, 1), counter, 1)
 
 
 def philox_words(
@@ -70,7 +79,7 @@ def philox_words(
     first, last = start >> 2, (start + count + 3) >> 2
     ones, numbers = _lanes(last - first)
     counter = position * ones, sequence * ones, first * ones + numbers, purpose * ones
-    words = _interleaved(_rounds(seed, counter, ones), last - first).reshape(-1)
+    words = _interleaved(_rounds(_key(seed, ones), counter, ones), last - first).reshape(-1)
     offset = start - 4 * first
     return words[offset : offset + count]
 
@@ -80,7 +89,34 @@ def philox_first_words(seed: int, position: int, sequences: Sequence[int], purpo
     ones, _ = _lanes(len(sequences))
     lanes = int.from_bytes(np.array(sequences, "<u8").tobytes(), "little")
     counter = position * ones, lanes, 0, purpose * ones
-    return _interleaved(_rounds(seed, counter, ones), len(sequences))
+    return _interleaved(_rounds(_key(seed, ones), counter, ones), len(sequences))
+
+
+def philox_keyed_words(
+    seeds: Words64,  # [n]
+    positions: Words64,  # [n]
+    sequences: Words64,  # [n]
+    purpose: int,
+    count: int,
+    start: int = 0,
+) -> Words:
+    """`philox_words` of many streams, each with a seed, position and sequence of its own: uint32
+    [n, count].
+    """
+    first, last = start >> 2, (start + count + 3) >> 2
+    blocks = last - first
+    ones, _ = _lanes(blocks * seeds.size)
+    index = np.tile(np.arange(first, last, dtype=np.uint64), seeds.size)
+    seed, position, sequence = (np.repeat(each, blocks) for each in (seeds, positions, sequences))
+    key = _integer(seed & np.uint64(_MASK32)), _integer(seed >> np.uint64(32))
+    counter = _integer(position), _integer(sequence), _integer(index), purpose * ones
+    words = _interleaved(_rounds(key, counter, ones), blocks * seeds.size)
+    offset = start - 4 * first
+    return words.reshape(seeds.size, 4 * blocks)[:, offset : offset + count]
+
+
+def _integer(lanes: Words64) -> int:
+    return int.from_bytes(lanes.astype("<u8").tobytes(), "little")
 
 
 def _interleaved(lanes: tuple[int, int, int, int], blocks: int) -> Words:

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = {
     "torch", "triton", "transformers", "tokenizers", "vllm", "grpc", "llguidance", "outlines",
-    "outlines_core", "typer", "rich", "matplotlib", "huggingface_hub",
+    "outlines_core", "typer", "rich", "matplotlib", "huggingface_hub", "google",
 }  # fmt: skip
 
 
@@ -28,11 +28,16 @@ def _loaded(module: str) -> set[str]:
     [
         "midstream.kernels.row",
         "midstream.kernels.masked_sampling",
+        "midstream.kernels.fusion",
+        "midstream.kernels.next_byte",
+        "midstream.kernels.verify_chain",
+        "midstream.kernels.verify_tree",
         "midstream.middleware",
         "midstream.middleware.vocabulary",
         "midstream.middleware.constraints",
         "midstream.middleware.sampling",
         "midstream.middleware.smc",
+        "midstream.middleware.segments",
         "midstream.middleware.strategy",
         "midstream.adapters.embedded",
     ],

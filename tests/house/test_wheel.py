@@ -23,10 +23,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_every_folder_and_the_model(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for floor in ("kernels", "middleware", "logits_processors", "adapters"):
+    for floor in ("proto", "kernels", "middleware", "logits_processors", "adapters"):
         assert f"midstream/{floor}/py.typed" in names
     assert "midstream/adapters/embedded/model/model.safetensors" in names
     assert "midstream/adapters/embedded/model/tokenizer.json" in names
+    assert "midstream/proto/midstream/v1/decoding.proto" in names
+    assert "midstream/proto/v1/decoding_pb2.py" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
     assert "midstream/__init__.py" not in names
 

@@ -575,6 +575,7 @@ def test_bad_options_name_the_argument(small: Any) -> None:
         ({"top_p": 0.5}, "truncation"),
         ({"sampler": "best"}, "sampler"),
         ({"seed": -1}, "seed"),
+        ({"backend": "cuda"}, "backend"),
         ({"sampler": "awrs", "top_p": 0.5, "truncation": "after_mask"}, "truncation"),
     ):
         with pytest.raises(InputError) as caught:

@@ -1,0 +1,122 @@
+"""Rows of logits read under the law that is sampled: temperature, truncation and mask, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from midstream.kernels.bitmask import Mask, mask_words, pack_mask, unpack_mask
+from midstream.kernels.blocks import CHUNK, NO_MASS, Array, chunk_sums
+from midstream.kernels.filters import Filters, Truncation
+from midstream.kernels.row import Row, read_rows
+from midstream.kernels.truncation import truncated_set
+
+Float = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+_TOGETHER = 1 << 15  # logits of short rows that are read at once
+
+
+def inverse_temperature(temperature: float) -> float:
+    """1 / T; 1 where T is 0, whose masses are reported at T = 1."""
+    return 1.0 / float(temperature) if temperature > 0 else 1.0
+
+
+def live_logits(logits: Array, mask: Mask | None) -> Array:
+    """Logits [V], -inf where the mask does not allow."""
+    if mask is None:
+        return logits.copy()
+    return np.where(unpack_mask(mask, logits.size), logits, logits.dtype.type(-np.inf))
+
+
+def read_law(
+    logits: Array, mask: Mask | None, index: Ids | None, temperatures: Float, filters: Filters
+) -> Iterator[tuple[int, Ids, tuple[Row, Array]]]:
+    """Of each row that is drawn from: its number, its draws, the row as read, and the logits of the
+    law that it was read under.
+    """
+    wanted, draws_of = _draws_of_rows(index, len(logits))
+    if filters.act:
+        each = filters.of_rows(len(logits))
+        for i, draws in zip(wanted.tolist(), draws_of, strict=True):
+            words = None if mask is None else mask[i]
+            options = (*each[i], filters.truncation)
+            yield i, draws, _truncated(logits[i], words, float(temperatures[i]), *options)
+        return
+    step = max(_TOGETHER // max(logits.shape[1], 1), 1)
+    for begin in range(0, len(wanted), step):
+        part = wanted[begin : begin + step]
+        rows = _rows(logits, mask, part, temperatures)
+        for i, draws, row in zip(part.tolist(), draws_of[begin : begin + step], rows, strict=True):
+            yield i, draws, (row, logits[i])
+
+
+def _draws_of_rows(index: Ids | None, rows: int) -> tuple[Ids, list[Ids]]:
+    """Rows that are drawn from, ascending, and the numbers of the draws of each."""
+    if index is None:
+        wanted = np.arange(rows)
+        return wanted, [wanted[i : i + 1] for i in range(rows)]
+    order = np.argsort(index, kind="stable")
+    wanted, begins = np.unique(index[order], return_index=True)
+    return wanted, np.split(order, begins[1:]) if len(wanted) else []
+
+
+def _rows(logits: Array, mask: Mask | None, part: Ids, temperatures: Float) -> list[Row]:
+    """Rows `part`, together where they have one temperature: bit for bit as one by one."""
+    inverse = [inverse_temperature(temperatures[i]) for i in part]
+    if len(part) > 1 and min(inverse) == max(inverse):
+        return read_rows(logits[part], None if mask is None else mask[part], inverse[0])
+    masks = [None if mask is None else mask[i] for i in part]
+    return [Row(logits[i], words, t) for i, words, t in zip(part, masks, inverse, strict=True)]
+
+
+def _truncated(
+    logits: Array,
+    mask: Mask | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    truncation: Truncation | None,
+) -> tuple[Row, Array]:
+    """One row under the truncated law, and its logits: see `masked_sample`."""
+    inverse = inverse_temperature(temperature)
+    # A row with NaN or +inf says so itself; truncation would hide it.
+    if temperature == 0 or not logits.max(initial=-np.inf) < np.inf:
+        return Row(logits, mask, inverse), logits
+    after_mask = truncation == "after_mask"
+    kept = truncated_set(
+        live_logits(logits, mask) if after_mask else logits,
+        inverse_temperature=inverse,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+    if after_mask:
+        words = pack_mask(kept, np.zeros(mask_words(logits.size), np.uint32))
+        return Row(logits, words, inverse), logits
+    law = np.where(kept, logits, logits.dtype.type(-np.inf))
+    return Row(law, mask, inverse), law
+
+
+def entropy(logits: Array, inverse: float) -> float:
+    """Entropy in nats of softmax(logits / T), within 1e-5; NaN where nothing has mass."""
+    top = logits.max(initial=-np.inf)
+    if not top > NO_MASS:
+        return float("nan")
+    with np.errstate(over="ignore"):  # the least finite number, which hosts mask with, as -inf
+        d = logits - top
+        if inverse != 1.0:
+            d *= d.dtype.type(inverse)
+    p = np.exp(d)
+    if d.min() == -np.inf:
+        np.maximum(d, -1000.0, out=d)  # keeps 0 * -inf from becoming a NaN
+    # Sums over a chunk are in the row's precision, others in float64.
+    whole = len(p) // CHUNK * CHUNK
+    rest = p[whole:].astype(np.float64)
+    chunks, exponents = p[:whole].reshape(-1, CHUNK), d[:whole].reshape(-1, CHUNK)
+    s = chunk_sums(p[:whole]).sum() + rest.sum()
+    products = np.einsum("ij,ij->i", chunks, exponents).sum(dtype=np.float64)
+    return float(np.log(s) - (products + (rest * d[whole:]).sum()) / s)

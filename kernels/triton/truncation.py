@@ -1,0 +1,148 @@
+"""Top-k, top-p and min-p of rows of logits: thresholds, and block masses of what they keep.
+
+Oracle: `midstream.kernels.truncation.truncation_edge`.
+
+Four kernels. `truncation_bounds` reads the partials of `block_stats` and bounds the cut from below;
+`truncation_candidates` reads, of the blocks whose maximum reaches the bound, the logits once, and
+brings together the ids that do; `truncation_search` finds the exact cut among those, in the order
+of the bits of fp32, with masses as integers, whose sums are the same in any order;
+`truncation_partials` reads the blocks that keep a token. Nothing but the candidates is read more
+than once by any of them. min-p alone needs the first and the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from midstream.kernels.backend import is_tensor
+from midstream.kernels.blocks import BLOCK
+from midstream.kernels.filters import Filters
+from midstream.kernels.triton.launch import FP_FUSION, Temperature, Tensor, on_device_of
+from midstream.kernels.triton.truncation_bounds import _bounds
+from midstream.kernels.triton.truncation_candidates import CHUNKS, _candidates
+from midstream.kernels.triton.truncation_partials import _partials
+from midstream.kernels.triton.truncation_search import TILE, _search
+
+_LOG2E = 1.4426950408889634
+_GRAIN = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
+"""Last bits of fp32 that are 0 in every logit of a type: fewer digits to search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """What truncation keeps of each row: logits above `threshold`, and of those equal to it ids up
+    to `tie`; fp32 and int32 [R]. -inf where nothing is cut, NaN where a filter is out of range.
+
+    partials: fp32 [R, 5, NB], of 'target' the sums s, so and t of what is kept, of 'after_mask' so
+    alone. Maxima stay as they are: where a sum is not 0, its maximum is kept.
+    """
+
+    threshold: Tensor
+    tie: Tensor
+    partials: Tensor
+
+
+def truncate(
+    logits: Tensor,  # bf16, fp16 or fp32 [R, V]
+    mask: Tensor | None,  # int32 [R, W]
+    partials: Tensor,  # fp32 [R, 5, NB] of `block_stats`
+    temperature: Temperature,
+    filters: Filters,
+) -> Truncated:
+    """Cut each row by its top-k, then top-p, then min-p; rows at T = 0 are not cut.
+
+    'target': what is kept is found on the whole row; 'after_mask': among the allowed. Ties as the
+    oracle has them. The edge of top-k is exact, that of min-p to rounding of fp64, and that of
+    top-p where no tail of the row comes within 1e-6 of its share, 1 - top_p, of the mass. Scratch:
+    4 bytes a token where top-k or top-p may act. What goes in is checked by the callers.
+    """
+    rows, blocks = partials.shape[0], partials.shape[2]
+    threshold = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    tie = torch.empty(rows, dtype=torch.int32, device=logits.device)
+    result = torch.empty_like(partials)
+    if rows == 0:
+        return Truncated(threshold, tie, result)
+    after_mask = filters.truncation == "after_mask"
+    with on_device_of(logits):
+        _cut(logits, mask, partials, temperature, filters, threshold, tie)
+        _partials[(rows, blocks)](
+            logits,
+            logits.stride(0),
+            logits.shape[1],
+            *_mask(mask),
+            temperature.of_row,
+            _LOG2E * (temperature.inverse or 1.0),
+            threshold,
+            tie,
+            partials,
+            result,
+            after_mask=after_mask,
+            block_size=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=FP_FUSION,
+        )
+    return Truncated(threshold, tie, result)
+
+
+def _cut(
+    logits: Tensor,
+    mask: Tensor | None,
+    partials: Tensor,
+    temperature: Temperature,
+    filters: Filters,
+    threshold: Tensor,
+    tie: Tensor,
+) -> None:
+    """Write the threshold and the tie of each row."""
+    rows, size = logits.shape
+    blocks = partials.shape[2]
+    after_mask = filters.truncation == "after_mask"
+    law = partials[:, 2:] if after_mask else partials  # mo and so, or m and s
+    row = logits, logits.stride(0), size
+    inverse = temperature.of_row, temperature.inverse
+    top_k, top_p, min_p = (
+        _filter(value, logits) for value in (filters.top_k, filters.top_p, filters.min_p)
+    )
+    low = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    spare = torch.empty(rows, dtype=torch.float64, device=logits.device)
+    plan = torch.empty((2, rows), dtype=torch.int32, device=logits.device)
+    padded = triton.next_power_of_2(blocks)
+    shape = {"num_warps": 4, "enable_fp_fusion": FP_FUSION}
+    _bounds[(rows,)](
+        law, blocks, *inverse, *top_k, *top_p, *min_p, low, spare, plan, threshold, tie,
+        block_size=BLOCK, padded=padded, **shape,
+    )  # fmt: skip
+    if top_k == (None, 0) and top_p == (None, 1.0):
+        return
+    ids = torch.empty((rows, size), dtype=torch.int32, device=logits.device)
+    rest = torch.empty((rows, blocks), dtype=torch.float32, device=logits.device)
+    scale = temperature.of_row, _LOG2E * (temperature.inverse or 1.0)
+    _candidates[(rows, blocks)](
+        *row, *_mask(mask if after_mask else None), *scale, law, low, plan, ids, rest,
+        block_size=BLOCK, chunks=CHUNKS, **shape,
+    )  # fmt: skip
+    _search[(rows,)](
+        *row, *inverse, law, blocks, low, spare, plan, ids, rest, threshold, tie,
+        padded=padded, grain=_GRAIN[logits.dtype], tile=TILE,
+        num_warps=8, enable_fp_fusion=FP_FUSION,
+    )  # fmt: skip
+
+
+def _mask(mask: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """The mask, its stride and its words."""
+    return (None, 0, 0) if mask is None else (mask, mask.stride(0), mask.shape[1])
+
+
+def _filter(value: Any, logits: Tensor) -> tuple[Tensor | None, Any]:
+    """One of: a value for each row where the logits are, one number for all of them."""
+    if not is_tensor(value):
+        value = np.asarray(value)
+        if value.ndim == 0:
+            return None, value.item()
+        value = torch.from_numpy(value.copy())
+    return value.to(logits.device).expand(logits.shape[0]).contiguous(), 0

@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 VLLM_VENV ?= .venv-vllm
+PROTO_VENV ?= .venv-proto
 BIN := $(VENV)/bin
 # Asked for first and by version: a later range is then satisfied and pip does not fetch another build.
 TORCH := torch==2.13.0
-SOURCES := kernels middleware logits_processors adapters hub tests benchmarks
+SOURCES := proto kernels middleware logits_processors adapters hub tests benchmarks
 
-.PHONY: demo test test-vllm lint bench wheel clean kernels-path
+.PHONY: demo test test-vllm lint bench wheel proto clean kernels-path
 
 demo: $(VENV)/ready
 	$(BIN)/midstream demo
@@ -64,5 +65,15 @@ $(VLLM_VENV)/ready: pyproject.toml
 	$(VLLM_VENV)/bin/pip install --quiet --editable ".[test-vllm]"
 	touch $@
 
+# The generated code and the descriptors that a change must not break.
+proto: $(VENV)/ready $(PROTO_VENV)/ready
+	$(BIN)/python -P -m midstream.proto.generate --tools $(PROTO_VENV)/bin/python
+
+# The version whose code the oldest protobuf that vLLM allows can load.
+$(PROTO_VENV)/ready:
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/pip install --quiet "grpcio-tools==1.71.*"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(VLLM_VENV) build dist
+	rm -rf $(VENV) $(BENCH_VENV) $(VLLM_VENV) $(PROTO_VENV) build dist

@@ -11,6 +11,8 @@ import typer
 
 from midstream.adapters.cli.demo_command import demo
 from midstream.adapters.cli.generate_command import EXAMPLES, generate
+from midstream.adapters.cli.serve_command import EXAMPLES as SERVE_EXAMPLES
+from midstream.adapters.cli.serve_command import serve
 from midstream.adapters.cli.terminal import complain, warn_in_one_line
 from midstream.middleware.errors import InputError
 
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 app.command("generate", epilog=EXAMPLES)(generate)
 app.command("demo")(demo)
+app.command("serve", epilog=SERVE_EXAMPLES)(serve)
 
 
 def _show_version(asked: bool) -> None:

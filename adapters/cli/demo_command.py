@@ -14,6 +14,9 @@ from midstream.adapters.cli.terminal import progress
 from midstream.adapters.demo.plot import check_plot, write_plot
 from midstream.adapters.demo.report import data, page
 from midstream.adapters.demo.run import STAGES, run_demo
+from midstream.middleware.errors import InputError
+
+NEEDED = "the packages of the extra: pip install 'midstream[sidecar]'"
 
 Plot = Annotated[
     Path | None,
@@ -27,6 +30,10 @@ def demo(plot: Plot = None, seed: Seed = 0, as_json_object: AsJson = False) -> N
     """See on the embedded model why masking samples wrongly, and how weights put it right."""
     if plot is not None:
         check_plot(plot)
+    try:
+        from midstream.adapters.demo.server import sidecar_client
+    except ImportError as error:
+        raise InputError("demo", f"no package {error.name}", NEEDED) from None
     begin = time.monotonic()
     with progress(STAGES + 1) as report:
         report(0, "loading the embedded model")
@@ -37,12 +44,14 @@ def demo(plot: Plot = None, seed: Seed = 0, as_json_object: AsJson = False) -> N
         # Threads that wait for each other cost a model of this size more than they bring.
         torch.set_num_threads(1)
         model = load_model("embedded")
-        results = run_demo(
-            model.host,
-            model.encode,
-            seed=seed,
-            on_stage=lambda done, what: report(done + 1, what),
-        )
+        with sidecar_client() as client:
+            results = run_demo(
+                model.host,
+                model.encode,
+                client,
+                seed=seed,
+                on_stage=lambda done, what: report(done + 1, what),
+            )
     if plot is not None:
         write_plot(results, plot)
     if as_json_object:

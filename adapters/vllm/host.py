@@ -69,9 +69,8 @@ class VllmHost:
                 engine.abort_request(list(asked))
                 break
             for output in engine.step():
-                index = asked.get(output.request_id)
-                if index is not None:
-                    answers[index] = output.outputs[0]
+                if output.request_id in asked:
+                    answers[asked[output.request_id]] = output.outputs[0]
         return self._segments(prefixes, answers)
 
     def _segments(self, prefixes: Sequence[Continuation], answers: list[Any]) -> list[Segment]:

@@ -120,6 +120,8 @@ class ConstrainedSampling(V1, V2):
         concerned = self._slots.keys() | self._pending.keys()
         if concerned.isdisjoint(ctx.idx_mapping_np.tolist()):
             return
+        requests = self._requests
+        assert requests is not None  # this is V2
         slots = ctx.expanded_idx_mapping.tolist()
         fed, positions = ctx.input_ids.tolist(), ctx.pos.tolist()
         places = ctx.expanded_local_pos.tolist()
@@ -129,12 +131,11 @@ class ConstrainedSampling(V1, V2):
             if index not in concerned:
                 continue
             if places[row] == 0:
-                assert self._requests is not None
-                ids = self._requests.all_token_ids.gpu[index, : positions[row] + 1]
+                ids = requests.all_token_ids.gpu[index, : positions[row] + 1]
                 history = ids.tolist()
             else:
                 history = [*history, fed[row]]
-            prompt_length = int(self._requests.prompt_len.np[index])
+            prompt_length = int(requests.prompt_len.np[index])
             if index in self._pending:
                 slot = self._slot(self._pending.pop(index), history[:prompt_length])
                 assert slot is not None

@@ -123,19 +123,17 @@ def _json(text: str) -> Any:
 
 def _law(params: Any, strategy: Strategy) -> Law:
     """The law that the engine's own parameters say; those that the strategy names must agree."""
-    given = {
-        "temperature": float(params.temperature),
-        "top_k": max(int(params.top_k), 0),
-        "top_p": float(params.top_p),
-        "min_p": float(params.min_p),
-    }
+    top_k = max(int(params.top_k), 0)
+    numbers = [float(getattr(params, name)) for name in ("temperature", "top_p", "min_p")]
+    temperature, top_p, min_p = numbers
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     for name in strategy.law.model_fields_set & given.keys():
         asked = getattr(strategy.law, name)
         if asked != given[name]:
             accepted = f"{given[name]}, as SamplingParams.{name} says, or no such field"
             raise StrategyError(f"{ARGUMENT}.strategy.law.{name}", asked, accepted)
     try:
-        return Law(**given, truncation=strategy.law.truncation)
+        return Law(temperature, top_k, top_p, min_p, strategy.law.truncation)
     except InputError as fault:
         name = f"{ARGUMENT}.strategy.law.{fault.argument}"
         raise type(fault)(name, fault.got, fault.accepted) from None
@@ -175,8 +173,8 @@ def _check_combination(params: Any, strategy: Strategy, resume: Resume | None) -
             )
         if named and limits.max_new_tokens != params.max_tokens:
             accepted = f"{params.max_tokens}, as SamplingParams.max_tokens says, or no such field"
-            got = limits.max_new_tokens
-            raise StrategyError(f"{ARGUMENT}.strategy.limits.max_new_tokens", got, accepted)
+            field = f"{ARGUMENT}.strategy.limits.max_new_tokens"
+            raise StrategyError(field, limits.max_new_tokens, accepted)
     elif resume.generated + params.max_tokens > limits.max_new_tokens:
         got = f"{resume.generated} generated and max_tokens {params.max_tokens}"
         accepted = f"together at most the strategy's limits.max_new_tokens, {limits.max_new_tokens}"

@@ -183,7 +183,7 @@ def _message(response: httpx.Response) -> str:
     try:
         body = response.json()
     except ValueError:
-        return response.text[:300]
+        return str(response.text)[:300]
     error = body.get("error", body) if isinstance(body, dict) else body
     text = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
     return str(text)[:600]

@@ -7,7 +7,7 @@ PROTO_VENV ?= .venv-proto
 BIN := $(VENV)/bin
 # Asked for first and by version: a later range is then satisfied and pip does not fetch another build.
 TORCH := torch==2.13.0
-SOURCES := proto kernels middleware logits_processors adapters hub tests benchmarks
+SOURCES := proto kernels middleware logits_processors adapters deploy hub tests benchmarks
 
 .PHONY: demo test test-vllm lint bench wheel proto clean kernels-path
 

@@ -56,18 +56,31 @@ def chunk_sums(weights: Array) -> Float:
 class Blocks:
     """The blocks of rows of equal length, one row after another.
 
-    logits: float32 or float64 [R, V]. inverse_temperature: 1 / T, folded in first.
+    logits: float32 or float64 [R, V]. inverse_temperature: 1 / T, folded in first. products:
+        whether what entropies are made of is kept, too.
 
     weights: [R NB, BLOCK], relative to each block's maximum; a row of one block is not padded.
     parts: what is summed and searched: of long rows their chunks [R NB, BLOCK / CHUNK], of others
         the weights themselves.
     log_reference, log_sums: float64 [R NB]; the log mass of a block is the sum of both.
+    products: sums of each block's weights times their logs, float64 [R NB]; None unless asked for.
     bits: what the masks allow, one byte a token, [R NB, BLOCK]; None before `apply`.
     """
 
-    __slots__ = ("bits", "log_reference", "log_sums", "parts", "rows", "size", "weights")
+    __slots__ = (
+        "bits",
+        "log_reference",
+        "log_sums",
+        "parts",
+        "products",
+        "rows",
+        "size",
+        "weights",
+    )
 
-    def __init__(self, logits: Array, inverse_temperature: float) -> None:
+    def __init__(
+        self, logits: Array, inverse_temperature: float, *, products: bool = False
+    ) -> None:
         self.rows, self.size = logits.shape
         self.bits: npt.NDArray[np.uint8] | None = None
         block = BLOCK if self.size > BLOCK else max(self.size, 1)
@@ -80,7 +93,12 @@ class Blocks:
         weights -= reference[:, None]
         if inverse_temperature != 1.0:
             weights *= weights.dtype.type(inverse_temperature)
+        # The floor keeps 0 * -inf from becoming a NaN.
+        logs = np.maximum(weights, -1000.0) if products else None
         np.exp(weights, out=weights)
+        self.products: Float | None = None
+        if logs is not None:
+            self.products = np.einsum("ij,ij->i", weights, logs).astype(np.float64)
         self.weights = weights
         self.parts = chunk_sums(weights) if self.size > LONG else weights
         self.log_reference = reference.astype(np.float64) * inverse_temperature
@@ -90,6 +108,15 @@ class Blocks:
         """Log of the mass of each row."""
         blocks = (self.log_sums + self.log_reference).reshape(self.rows, -1)
         return blocks[:, 0].tolist() if blocks.shape[1] == 1 else [*map(log_sum_exp, blocks)]
+
+    def entropies(self, log_z: list[float]) -> list[float]:
+        """Entropy in nats of rows of that log mass, before `apply`; NaN where there is no mass."""
+        assert self.products is not None
+        shares = np.exp(self.log_reference.reshape(self.rows, -1) - np.array(log_z)[:, None])
+        products = self.products + np.exp(self.log_sums) * self.log_reference
+        means = (shares * products.reshape(self.rows, -1)).sum(axis=1)
+        entropies: list[float] = (log_z - means).tolist()
+        return entropies
 
     def apply(self, masks: Mask) -> None:
         """Take away what masks [R, W] do not allow. Full blocks at both ends stay as they are."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask, mask_words, pack_mask, unpack_mask
-from midstream.kernels.blocks import CHUNK, NO_MASS, Array, chunk_sums
+from midstream.kernels.blocks import Array
 from midstream.kernels.filters import Filters, Truncation
 from midstream.kernels.row import Row, read_rows
 from midstream.kernels.truncation import truncated_set
@@ -67,9 +67,11 @@ def _rows(logits: Array, mask: Mask | None, part: Ids, temperatures: Float) -> l
     """Rows `part`, together where they have one temperature: bit for bit as one by one."""
     inverse = [inverse_temperature(temperatures[i]) for i in part]
     if len(part) > 1 and min(inverse) == max(inverse):
-        return read_rows(logits[part], None if mask is None else mask[part], inverse[0])
-    masks = [None if mask is None else mask[i] for i in part]
-    return [Row(logits[i], words, t) for i, words, t in zip(part, masks, inverse, strict=True)]
+        masks = None if mask is None else mask[part]
+        return read_rows(logits[part], masks, inverse[0], with_entropy=True)
+    words = [None if mask is None else mask[i] for i in part]
+    each = zip(part, words, inverse, strict=True)
+    return [Row(logits[i], own, t, with_entropy=True) for i, own, t in each]
 
 
 def _truncated(
@@ -85,7 +87,7 @@ def _truncated(
     inverse = inverse_temperature(temperature)
     # A row with NaN or +inf says so itself; truncation would hide it.
     if temperature == 0 or not logits.max(initial=-np.inf) < np.inf:
-        return Row(logits, mask, inverse), logits
+        return Row(logits, mask, inverse, with_entropy=True), logits
     after_mask = truncation == "after_mask"
     kept = truncated_set(
         live_logits(logits, mask) if after_mask else logits,
@@ -96,27 +98,6 @@ def _truncated(
     )
     if after_mask:
         words = pack_mask(kept, np.zeros(mask_words(logits.size), np.uint32))
-        return Row(logits, words, inverse), logits
+        return Row(logits, words, inverse, with_entropy=True), logits
     law = np.where(kept, logits, logits.dtype.type(-np.inf))
-    return Row(law, mask, inverse), law
-
-
-def entropy(logits: Array, inverse: float) -> float:
-    """Entropy in nats of softmax(logits / T), within 1e-5; NaN where nothing has mass."""
-    top = logits.max(initial=-np.inf)
-    if not top > NO_MASS:
-        return float("nan")
-    with np.errstate(over="ignore"):  # the least finite number, which hosts mask with, as -inf
-        d = logits - top
-        if inverse != 1.0:
-            d *= d.dtype.type(inverse)
-    p = np.exp(d)
-    if d.min() == -np.inf:
-        np.maximum(d, -1000.0, out=d)  # keeps 0 * -inf from becoming a NaN
-    # Sums over a chunk are in the row's precision, others in float64.
-    whole = len(p) // CHUNK * CHUNK
-    rest = p[whole:].astype(np.float64)
-    chunks, exponents = p[:whole].reshape(-1, CHUNK), d[:whole].reshape(-1, CHUNK)
-    s = chunk_sums(p[:whole]).sum() + rest.sum()
-    products = np.einsum("ij,ij->i", chunks, exponents).sum(dtype=np.float64)
-    return float(np.log(s) - (products + (rest * d[whole:]).sum()) / s)
+    return Row(law, mask, inverse, with_entropy=True), law

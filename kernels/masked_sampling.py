@@ -16,7 +16,7 @@ from midstream.kernels.backend import Backend, choose, like
 from midstream.kernels.bitmask import Mask
 from midstream.kernels.filters import Filters, Truncation
 from midstream.kernels.keys import Keys
-from midstream.kernels.law_rows import entropy, inverse_temperature, live_logits, read_law
+from midstream.kernels.law_rows import inverse_temperature, live_logits, read_law
 from midstream.kernels.numpy_inputs import (
     numpy_indices,
     numpy_logits,
@@ -121,7 +121,7 @@ def _sample(
         if not row.finite:
             continue
         inverse = inverse_temperature(temperatures[i])
-        whole = row.log_z_allowed, row.log_z_all, entropy(read, inverse)
+        whole = row.log_z_allowed, row.log_z_all, row.entropy
         values[2:, draws] = np.array(whole)[:, None]
         status[draws] = NOTHING_ALLOWED
         if row.log_z_allowed == -np.inf:

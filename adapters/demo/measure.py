@@ -6,18 +6,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from midstream.adapters.demo.rejection import sample_texts
+from midstream.adapters.demo.sampling import Ask, by_calls, in_process
 from midstream.adapters.demo.tasks import Task
 from midstream.middleware.errors import InputError
 from midstream.middleware.host import Host
-from midstream.middleware.particles import SMCResult
 from midstream.middleware.random import sequence_of
-from midstream.middleware.sampling import AWRS, Sampler
-from midstream.middleware.smc import run
+from midstream.middleware.sampling import AWRS
+
+if TYPE_CHECKING:
+    from midstream.adapters.demo.sampling import Run
+    from midstream.adapters.sidecar.client import Client
 
 NO_ANSWER = ""
 """What a text that did not end, or a particle that died, counts as in a `TextLaw`."""
@@ -63,6 +66,7 @@ class Measured:
 def measure(
     host: Host,
     encode: Callable[[str], Sequence[int]],
+    client: Client,
     task: Task,
     *,
     particles: int,
@@ -72,7 +76,8 @@ def measure(
 ) -> Measured:
     """Sample a task in the three ways, `particles` texts by midstream and `samples` freely.
 
-    Nothing is known beforehand: every number comes from the model, in this call.
+    client: of a server with the same model, which draws what is sampled under a constraint that is
+    data. Nothing is known beforehand: every number comes from the model, in this call.
     """
     prompt = encode(task.prompt)
     on_stage("free samples")
@@ -93,24 +98,12 @@ def measure(
         what = f"none in {samples} free samples for {task.name!r}"
         raise InputError("accepted samples", what, "a model that answers the question now and then")
     reference = _shares(kept)
-    matcher = task.constraint.compile(host.vocabulary)
-
-    def sample(sampler: Sampler, occurrence: int, ess_threshold: float) -> SMCResult:
-        return run(
-            host.start([prompt]),
-            matcher,
-            particles=particles,
-            max_new_tokens=task.max_new_tokens,
-            seed=seed,
-            sampler=sampler,
-            sequence=sequence_of(prompt, occurrence),
-            ess_threshold=ess_threshold,
-        )
-
+    ask = Ask(task, prompt, particles, seed)
+    sample = by_calls(client, ask) if task.is_data else in_process(host, ask)
     on_stage("masked decoding")
-    masked = unweighted(sample(task.masking, 0, ess_threshold=0.0))
+    masked = unweighted(sample(task.masking, 0, 0.0))
     on_stage("AWRS-SMC")
-    weighted = sample(AWRS(), 1, ess_threshold=0.5)
+    weighted = sample(AWRS(), 1, 0.5)
     laws = {
         "unconstrained": _shares(free),
         "masked": masked,
@@ -131,7 +124,7 @@ def measure(
     )
 
 
-def unweighted(result: SMCResult) -> TextLaw:
+def unweighted(result: Run) -> TextLaw:
     """Masked decoding: the draws of a run without resampling, each counted alike."""
     return _shares(
         Counter(p.text if p.status == "finished" else NO_ANSWER for p in result.particles)

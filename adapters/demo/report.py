@@ -29,6 +29,10 @@ WAYS = {
     "moves the particles by their weights",
 }
 
+CALLS = """\
+Masked decoding and AWRS-SMC were calls of a client to a sidecar on a Unix socket, but for the \
+Python function: no server takes code."""
+
 EXPLANATION = """\
 Why masking is wrong: a mask sees one token ahead. It lets the model begin as it likes best, also \
 where the constraint will later rule out nearly all that such a beginning leads to, and then \
@@ -46,7 +50,7 @@ def page(results: Sequence[Measured], *, ascii_only: bool) -> RenderableType:
     ways = Table.grid(padding=(0, 2))
     for name, what in WAYS.items():
         ways.add_row(Text(name, "bold"), Text(what))
-    parts: list[RenderableType] = [Text(INTRODUCTION), "", ways, ""]
+    parts: list[RenderableType] = [Text(INTRODUCTION), "", ways, "", Text(CALLS), ""]
     for number, measured in enumerate(results, start=1):
         parts += [*_section(number, measured, ascii_only=ascii_only), ""]
     return Group(*parts, Text(EXPLANATION))

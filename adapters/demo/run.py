@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from midstream.adapters.demo.measure import Measured, measure
 from midstream.adapters.demo.tasks import TASKS
 from midstream.middleware.host import Host
+
+if TYPE_CHECKING:
+    from midstream.adapters.sidecar.client import Client
 
 PARTICLES = 1_000
 SAMPLES = 20_000
@@ -15,6 +19,7 @@ SAMPLES = 20_000
 def run_demo(
     host: Host,
     encode: Callable[[str], Sequence[int]],
+    client: Client,
     *,
     seed: int,
     particles: int = PARTICLES,
@@ -23,7 +28,8 @@ def run_demo(
 ) -> list[Measured]:
     """Measure every task.
 
-    encode: the ids of a prompt. particles: of each midstream run. samples: free ones a task.
+    encode: the ids of a prompt. client: of a server with the same model. particles: of each
+    midstream run. samples: free ones a task.
     on_stage: called before each stage with the number of stages done, of `STAGES`, and its name.
     """
     results: list[Measured] = []
@@ -39,6 +45,7 @@ def run_demo(
             measure(
                 host,
                 encode,
+                client,
                 task,
                 particles=particles,
                 samples=samples,

@@ -30,6 +30,11 @@ class Task:
     masking: Sampler
     max_new_tokens: int
 
+    @property
+    def is_data(self) -> bool:
+        """Whether its constraint can be sent to a server, which takes no code."""
+        return not isinstance(self.constraint, Predicate)
+
 
 MULTIPLE = 17
 _CITIES = "San (Antonio|Marino)|Rome|Porto"

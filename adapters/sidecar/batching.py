@@ -18,17 +18,8 @@ from midstream.adapters.sidecar.forwards import (
     Reading,
     Sequences,
 )
+from midstream.adapters.sidecar.pacing import Pace
 from midstream.middleware.errors import InputError
-
-LEAST_WAIT_SECONDS = 0.005
-MOST_WAIT_SECONDS = 0.25
-"""Bounds of how long rows that are ready wait for those that are not."""
-
-PATIENCE = 2.0
-"""How long they wait, in times from logits to growth as they were of late."""
-
-MEMORY = 0.02
-"""Weight of the newest of these times in their average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +106,9 @@ class Batch:
         self._inside: set[BatchedRows] = set()  # have room
         self._reading: tuple[Reading, list[BatchedRows]] | None = None
         self._ready: dict[BatchedRows, None] = {}
-        self._told: dict[BatchedRows, float] = {}  # not ready, and when they got their logits
         self._left: list[BatchedRows] = []
         self._since = 0.0  # when the first became ready, or left
-        self._usual = 0.0  # seconds from logits to growth
+        self._pace: Pace[BatchedRows] = Pace()
         self._timer: asyncio.TimerHandle | None = None
         self._running = False
 
@@ -140,6 +130,7 @@ class Batch:
             raise InputError("strategy.smc.particles", got, accepted)
         request = BatchedRows(self, tuple(prompt), rows, longest)
         self._waiting.append(request)
+        self._let_in()
         self._go_on()
         return request
 
@@ -147,14 +138,12 @@ class Batch:
         """A request has said how its rows go on."""
         self._note_time()
         self._ready[request] = None
-        seconds = self.loop.time() - self._told.pop(request)
-        # What is far from usual counts as no more than twice what is waited for.
-        self._usual += MEMORY * (min(seconds, 2 * self._patience) - self._usual)
+        self._pace.ready(request, self.loop.time())
         self._go_on()
 
     def left(self, request: BatchedRows) -> None:
         """A request is over, or was given up. One that is being read leaves when it has been."""
-        self._told.pop(request, None)
+        self._pace.leave(request)
         if request in self._waiting:
             self._waiting.remove(request)
         elif request in self._unread:
@@ -164,21 +153,17 @@ class Batch:
             self._note_time()
             self._ready.pop(request, None)
             self._left.append(request)
+        self._let_in()
         self._go_on()
 
     def _note_time(self) -> None:
         if not self._ready and not self._left:
             self._since = self.loop.time()
 
-    @property
-    def _patience(self) -> float:
-        return min(max(PATIENCE * self._usual, LEAST_WAIT_SECONDS), MOST_WAIT_SECONDS)
-
     def _go_on(self) -> None:
         """Begin whatever is due."""
         if self._running:
             return
-        self._let_in()
         due_at = self._due_at()
         due = due_at <= self.loop.time()
         if due or self._unread or self._reading is not None:
@@ -194,8 +179,7 @@ class Batch:
         """When to run a pass over what is ready now: infinity where nothing is."""
         if not self._ready and not self._left:
             return math.inf
-        last_told = next(reversed(self._told.values()), -math.inf)
-        return min(self._since, last_told) + self._patience
+        return self._pace.due_at(self._since)
 
     def _let_in(self) -> None:
         """Those that wait, in their order, while there is room for the first of them."""
@@ -262,6 +246,7 @@ class Batch:
             self._fail(error)
             return
         self._inside.difference_update(left)
+        self._let_in()
         for request, rows in zip(ready, logits, strict=True):
             self._tell(request, rows)
         if joined:
@@ -275,7 +260,7 @@ class Batch:
     def _tell(self, request: BatchedRows, logits: Logits) -> None:
         if request.open:
             if not request.future.done():  # else cancelled, and about to be closed
-                self._told[request] = self.loop.time()
+                self._pace.tell(request, self.loop.time())
                 request.future.set_result(logits)
         elif request not in self._left:  # it was being read when it was given up
             self._note_time()
@@ -286,13 +271,14 @@ class Batch:
         self._forwards.reset()
         failed, self._inside = self._inside, set()
         self._ready, self._left, self._reading = {}, [], None
-        self._told.clear()
+        self._pace.clear()
         self._unread.clear()
         for request in failed:
             request.open = False
             request.error = error
             if not request.future.done():
                 request.future.set_exception(error)
+        self._let_in()
         self._go_on()
 
 

@@ -103,8 +103,8 @@ def generation(
 ) -> Generation:
     """Check a request and compile what it asks for.
 
-    told: whether there is anybody to tell events to. Takes as long as tokenizer and constraint are
-    allowed to. Raises Refusal, INVALID_ARGUMENT that names the field.
+    Takes as long as tokenizer and constraint are allowed to. told: whether there is anybody to tell
+    events to. Raises Refusal, INVALID_ARGUMENT that names the field.
     """
     strategy = admitted(request.strategy, limits)
     asked = _kinds(request.events)

@@ -33,4 +33,5 @@ def validation_error(error: InputError) -> Exception:
     """The error that vLLM answers with a 400, naming the field."""
     from vllm.exceptions import VLLMValidationError
 
-    return VLLMValidationError(str(error), parameter=error.argument)
+    refusal: Exception = VLLMValidationError(str(error), parameter=error.argument)
+    return refusal

@@ -106,8 +106,8 @@ def _block_stats(
     m = tl.maximum(tl.max(x, 0), _NO_MASS)
     d = (x - m) * scale
     e = tl.exp2(d)
-    # The floor keeps 0 * -inf from becoming a NaN. Two sums at once: fewer barriers, registers.
-    s, t = tl.split(tl.sum(tl.join(e, e * tl.maximum(d, -1000.0)), 0))
+    s = tl.sum(e, 0)
+    t = tl.sum(e * tl.maximum(d, -1000.0), 0)  # the floor keeps 0 * -inf from becoming a NaN
     mo, so = m, s
     if mask_ptr is not None:
         allowed = load_allowed(mask_ptr + row * mask_stride, begin, words, block_size)

@@ -29,13 +29,13 @@ def test_masses_and_law(size: int, temperature: float) -> None:
     logits = _row(size)
     allowed = np.random.default_rng(1).random(size) < 0.4
     allowed[size // 2] = True
-    row = Row(logits, pack_mask(allowed), 1 / temperature)
+    row = Row(logits, pack_mask(allowed), 1 / temperature, with_entropy=True)
     assert row.log_z_all == pytest.approx(logsumexp(logits / temperature), abs=1e-12)
     expected = logsumexp(logits[allowed] / temperature)
     assert row.log_z_allowed == pytest.approx(expected, abs=1e-12)
     np.testing.assert_allclose(row.law(), _restricted(logits, allowed, temperature), rtol=1e-11)
     p = softmax(logits / temperature)
-    assert row.entropy() == pytest.approx(-(p * np.log(p)).sum(), abs=1e-9)
+    assert row.entropy == pytest.approx(-(p * np.log(p)).sum(), abs=1e-9)
     assert row.log_p(size // 2) == pytest.approx(np.log(p[size // 2]), abs=1e-11)
 
 
@@ -44,8 +44,11 @@ def test_float32_rows_keep_their_weights(temperature: float) -> None:
     """Log masses are formed in float64 from the row's own numbers: 2e-6 at any temperature."""
     logits = _row(128_256, dtype=np.float32)
     allowed = np.random.default_rng(2).random(logits.size) < 0.001
-    row = Row(logits, pack_mask(allowed), 1 / temperature)
+    row = Row(logits, pack_mask(allowed), 1 / temperature, with_entropy=True)
     exact = logits.astype(np.float64) / temperature
+    p = softmax(exact)
+    assert row.entropy == pytest.approx(-(p * (exact - logsumexp(exact))).sum(), abs=1e-5)
+    assert np.isnan(Row(logits).entropy)
     assert row.log_z_all == pytest.approx(logsumexp(exact), abs=2e-6)
     assert row.log_z_allowed == pytest.approx(logsumexp(exact[allowed]), abs=2e-6)
 

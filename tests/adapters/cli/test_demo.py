@@ -6,7 +6,7 @@ import functools
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,47 @@ from midstream.adapters.demo.plot import COLOURS, write_plot
 from midstream.adapters.demo.rejection import UNFINISHED, sample_texts
 from midstream.adapters.demo.report import data, page
 from midstream.adapters.demo.run import STAGES, run_demo
-from midstream.adapters.demo.tasks import TASKS, in_italy, is_multiple, may_become_multiple
+from midstream.adapters.demo.sampling import Ask, by_calls, in_process
+from midstream.adapters.demo.server import sidecar_client
+from midstream.adapters.demo.tasks import TASKS, Task, in_italy, is_multiple, may_become_multiple
+from midstream.adapters.sidecar.client import Client, Outcome
+from midstream.middleware.errors import ConstraintError
+from midstream.middleware.sampling import AWRS
 from midstream.middleware.vocabulary import Vocabulary
 
 PARTICLES, SAMPLES = 300, 5_000
 
 
+class Counting:
+    """A client that keeps what it was asked for."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.constraints: list[Any] = []
+
+    def generate(self, prompt: Any, **asked: Any) -> Outcome:
+        self.constraints.append(asked["constraint"])
+        return self.client.generate(prompt, **asked)
+
+
 @pytest.fixture(scope="module")
-def measured() -> list[Measured]:
+def client() -> Iterator[Client]:
+    """Of a sidecar with the embedded model."""
+    with sidecar_client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def measured(client: Client) -> list[Measured]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the command does
     model = load_model("embedded")
     stages: list[tuple[int, str]] = []
+    counting: Any = Counting(client)
     found = run_demo(
         model.host,
         model.encode,
+        counting,
         seed=0,
         particles=PARTICLES,
         samples=SAMPLES,
@@ -46,6 +72,8 @@ def measured() -> list[Measured]:
     )
     torch.set_num_threads(threads)
     assert [done for done, _ in stages] == list(range(STAGES))
+    calls = [task.constraint for task in TASKS if task.is_data for _ in ("masked", "AWRS-SMC")]
+    assert counting.constraints == calls
     return found
 
 
@@ -71,6 +99,27 @@ def test_the_evidence_is_the_share_of_free_samples_that_are_kept(measured: list[
         assert each.evidence == pytest.approx(each.acceptance, rel=0.35)
 
 
+@pytest.mark.parametrize("task", [task for task in TASKS if task.is_data], ids=lambda t: t.name)
+def test_calls_draw_what_runs_in_process_draw(client: Client, task: Task) -> None:
+    model = load_model("embedded")
+    ask = Ask(task, model.encode(task.prompt), 100, seed=4)
+    call, direct = by_calls(client, ask), in_process(model.host, ask)
+    for sampler, occurrence, threshold in ((task.masking, 0, 0.0), (AWRS(), 1, 0.5)):
+        told = call(sampler, occurrence, threshold)
+        expected = direct(sampler, occurrence, threshold)
+        # not to the last digit: a server's rejection has a bound, which hopeless particles reach
+        assert total_variation(told.posterior(), expected.posterior()) < 1e-6
+        assert told.log_evidence == pytest.approx(expected.log_evidence, abs=1e-6)
+    other = call(AWRS(), 2, 0.5)  # negative control: another occurrence draws others
+    assert total_variation(other.posterior(), expected.posterior()) > 1e-3
+
+
+def test_what_is_code_is_not_called(client: Client) -> None:
+    (task,) = (task for task in TASKS if not task.is_data)
+    with pytest.raises(ConstraintError):
+        by_calls(client, Ask(task, [1], 2, seed=0))(AWRS(), 0, 0.5)
+
+
 def test_the_report_and_the_data_hold_the_same_numbers(measured: list[Measured]) -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(page(measured, ascii_only=True))
@@ -85,6 +134,7 @@ def test_the_report_and_the_data_hold_the_same_numbers(measured: list[Measured])
         assert f"{each.accepted:,} of {SAMPLES:,} free samples" in text
         for law in (each.reference, each.methods[1].law):
             assert max(law, key=law.__getitem__) in text
+    assert "calls of a client to a sidecar" in " ".join(text.split())
     assert "#" in text
     assert text.isascii()
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midstream.adapters.sidecar.batching import MOST_WAIT_SECONDS, Batch, BatchedRows, Room
+from midstream.adapters.sidecar.batching import Batch, BatchedRows, Room
 from midstream.adapters.sidecar.forwards import Advance, Logits, Prompt, Sequences
+from midstream.adapters.sidecar.pacing import LEAST_WAIT_SECONDS, MOST_WAIT_SECONDS, Pace
 from midstream.middleware.errors import InputError
 
 ROOM = Room(rows=64, tokens=64 * 100)
@@ -110,6 +111,31 @@ async def request(
         return seen
     finally:
         rows.close()
+
+
+def test_patience_follows_what_is_usual_and_no_exception() -> None:
+    pace: Pace[str] = Pace()
+    assert pace.patience == LEAST_WAIT_SECONDS
+    now = 0.0
+    for _ in range(400):
+        pace.tell("a", now)
+        now += 0.02
+        pace.ready("a", now)
+    assert 0.039 < pace.patience < 0.041
+    pace.tell("slow", now)
+    pace.ready("slow", now + 60.0)
+    assert pace.patience < 0.045
+    pace.tell("a", now)
+    pace.tell("b", now + 0.01)
+    assert pace.due_at(now + 0.001) == pytest.approx(now + 0.001 + pace.patience)
+    assert pace.due_at(now + 1.0) == pytest.approx(now + 0.01 + pace.patience)
+    pace.leave("b")
+    pace.ready("a", now + 0.02)
+    assert pace.due_at(now + 1.0) < now  # nobody is waited for
+    for _ in range(2000):
+        pace.tell("a", now)
+        pace.ready("a", now + 10.0)
+    assert pace.patience == MOST_WAIT_SECONDS
 
 
 def test_rows_grow_fork_and_leave(in_loop: Run) -> None:

@@ -2,12 +2,20 @@
 
 Oracle: `midstream.kernels.truncation.truncation_edge`.
 
-Four kernels. `truncation_bounds` reads the partials of `block_stats` and bounds the cut from below;
-`truncation_candidates` reads, of the blocks whose maximum reaches the bound, the logits once, and
-brings together the ids that do; `truncation_search` finds the exact cut among those, in the order
-of the bits of fp32, with masses as integers, whose sums are the same in any order;
-`truncation_partials` reads the blocks that keep a token. Nothing but the candidates is read more
-than once by any of them. min-p alone needs the first and the last.
+Four kernels, of which each after the first reads the logits of some blocks, once:
+
+1. `truncation_bounds` bounds the cut from below by the partials of `block_stats` alone: the k-th
+   largest block maximum, the edge of min-p, and the level below which all tokens together hold
+   less than top-p may take away. One program a row.
+2. `truncation_candidates` reads the blocks whose maximum reaches the bound, and brings together the
+   ids of the tokens that do. One program a block.
+3. `truncation_search` finds the exact cut among those, three bits a round of the order of fp32
+   numbers: at most 11 rounds for top-k and 11 for top-p (6 each of bf16), and of top-p up to 6 for
+   the ids of ties. Masses are integers, whose sums are the same in any order. One program a row.
+4. `truncation_partials` reads the blocks that keep a token, and sums them again. One program a
+   block.
+
+min-p alone needs the first and the last.
 """
 
 from __future__ import annotations
@@ -117,8 +125,8 @@ def _cut(
         law, blocks, *inverse, *top_k, *top_p, *min_p, low, spare, plan, threshold, tie,
         block_size=BLOCK, padded=padded, **shape,
     )  # fmt: skip
-    if top_k == (None, 0) and top_p == (None, 1.0):
-        return
+    if top_k[0] is None and top_k[1] == 0 and top_p[0] is None and top_p[1] == 1:
+        return  # min-p alone
     ids = torch.empty((rows, size), dtype=torch.int32, device=logits.device)
     rest = torch.empty((rows, blocks), dtype=torch.float32, device=logits.device)
     scale = temperature.of_row, _LOG2E * (temperature.inverse or 1.0)

@@ -75,7 +75,7 @@ def load_filters(
         least = tl.load(min_p_ptr + row).to(tl.float64)
     else:
         least = tl.full([], min_p, tl.float64)
-    return top_k.to(tl.int32), p, least
+    return tl.maximum(tl.minimum(top_k, 0x7FFFFFFF), -1).to(tl.int32), p, least
 
 
 @triton.jit(do_not_specialize=["top_k"])

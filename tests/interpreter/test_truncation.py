@@ -296,6 +296,18 @@ def test_blocks_below_the_bound_are_not_read(options: dict[str, Any]) -> None:
     assert _kept(before, logits)[0, : 3 * BLOCK].nonzero()[0].tolist() == [5, BLOCK + 5]
 
 
+def test_min_p_alone_searches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truncation, "_candidates", None)
+    monkeypatch.setattr(truncation, "_search", None)
+    logits, allowed = _random_case(31, 3000, torch.float16)
+    for law in ("target", "after_mask"):
+        cut = _truncate(logits, allowed, 0.7, Filters(min_p=0.2, truncation=law))  # type: ignore[arg-type]
+        x = logits.float().numpy()
+        x = np.where(allowed, x, np.float32(-np.inf)) if law == "after_mask" else x
+        expected = [truncated_set(row, inverse_temperature=1 / 0.7, min_p=0.2) for row in x]
+        assert (_kept(cut, torch.tensor(x)) == np.stack(expected)).all()
+
+
 def test_rows_that_have_no_law() -> None:
     """NaN and +inf stay seen, also where the filters look at the allowed alone; so do filters in a
     tensor that mean nothing. An empty row is empty, and so is a batch of none.

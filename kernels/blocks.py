@@ -121,6 +121,8 @@ class Blocks:
     def apply(self, masks: Mask) -> None:
         """Take away what masks [R, W] do not allow. Full blocks at both ends stay as they are."""
         count = self.weights.size // self.rows
+        if not masks.shape[1]:  # what numpy unpacks of no words is not initialised
+            masks = np.zeros((self.rows, 1), np.uint32)
         as_bytes = np.ascontiguousarray(masks).view(np.uint8)
         unpacked = np.unpackbits(as_bytes, axis=1, bitorder="little", count=count)
         self.bits = bits = unpacked.reshape(self.weights.shape)

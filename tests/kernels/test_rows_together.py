@@ -74,3 +74,11 @@ def test_a_mask_that_allows_everything(size: int) -> None:
     logits = np.random.default_rng(0).normal(size=size).astype(np.float32)
     masked = Row(logits, np.full(mask_words(size), 0xFFFFFFFF, np.uint32))
     assert masked.log_z_allowed == Row(logits).log_z_all
+
+
+@pytest.mark.parametrize("size", [1, 100, 5000, 20_000])
+def test_a_mask_of_no_words_allows_nothing(size: int) -> None:
+    np.full(size, 255, np.uint8).tolist()  # memory that is not zero, to be reused
+    row = Row(np.zeros(size, np.float32), np.empty(0, np.uint32))
+    assert row.log_z_allowed == -np.inf
+    assert np.isfinite(row.log_z_all)

@@ -43,10 +43,6 @@ class Reading(Protocol):
 class Forwards(Protocol):
     """A model's rows. Of one thread at a time."""
 
-    @property
-    def bytes(self) -> int:
-        """What all rows take."""
-
     def together(self, waiting: Sequence[Prompt]) -> int:
         """How many of the first prompts are best read at once, at least one."""
 

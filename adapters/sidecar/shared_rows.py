@@ -30,7 +30,7 @@ class SharedRows:
 
     @property
     def bytes(self) -> int:
-        """See `Forwards.bytes`."""
+        """Memory for the keys and values of all rows."""
         return self._slots.bytes
 
     def together(self, waiting: Sequence[Prompt]) -> int:

@@ -29,11 +29,6 @@ class SingleRows:
         self._host = host
         self._live: dict[Sequences, TransformersRows] = {}
 
-    @property
-    def bytes(self) -> int:
-        """Not known: a cache may share, window or compress what it keeps."""
-        return 0
-
     def together(self, waiting: Sequence[Prompt]) -> int:
         """See `Forwards.together`."""
         return 1

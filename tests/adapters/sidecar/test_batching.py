@@ -38,8 +38,6 @@ class Notes:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    bytes = 0
-
     def together(self, waiting: Sequence[Prompt]) -> int:
         return min(len(waiting), self.most_together)
 

@@ -27,6 +27,7 @@ from midstream.adapters.sidecar.limits import Limits
 from midstream.adapters.sidecar.models import Models
 from midstream.adapters.sidecar.runtime import Runtime, Service
 from midstream.adapters.sidecar.server import Sidecar
+from midstream.adapters.sidecar.shared_rows import SharedRows
 from midstream.adapters.sidecar.wire.results import Outcome, outcome
 from midstream.adapters.sidecar.wire.strategy import strategy_message
 from midstream.logits_processors.fit import CompiledConstraints
@@ -143,6 +144,11 @@ class Inside:
     def batch(self) -> Batch:
         assert self.servicer is not None
         return self.servicer._batches["embedded"]
+
+    @property
+    def rows(self) -> SharedRows:
+        assert isinstance(self.batch._forwards, SharedRows)
+        return self.batch._forwards
 
 
 @pytest.fixture
@@ -365,13 +371,13 @@ def test_a_cancelled_call_stops_within_a_step(
         call = stub.Generate(long_message())
         for _ in range(5):
             await call.read()
-        host = inside.batch._forwards._host  # type: ignore[attr-defined]
+        host = inside.rows._host
         call.cancel()
         await settled(lambda: inside.batch.requests == 0)
         before = host.forwarded_tokens
         await asyncio.sleep(0.1)
         assert host.forwarded_tokens == before
-        assert inside.batch._forwards.bytes == 0
+        assert inside.rows.bytes == 0
 
     with_server(talk)
 
@@ -388,7 +394,7 @@ def test_a_deadline_stops_within_a_step(with_server: Callable[..., Any], inside:
         assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert time.monotonic() - begin < 5
         await settled(lambda: inside.batch.requests == 0)
-        host = inside.batch._forwards._host  # type: ignore[attr-defined]
+        host = inside.rows._host
         before = host.forwarded_tokens
         await asyncio.sleep(0.1)
         assert host.forwarded_tokens == before
@@ -426,7 +432,7 @@ def test_a_client_that_does_not_read_stops_its_own_run_alone(
         assert rows.sequences.length <= prompt + 4  # three steps were taken, and one is ahead
         deaf.cancel()
         await settled(lambda: inside.batch.requests == 0)
-        assert inside.batch._forwards.bytes == 0
+        assert inside.rows.bytes == 0
 
     with_server(talk)
 
@@ -548,8 +554,8 @@ def test_faults_are_internal_and_the_server_lives(
         fine = await generate(stub, message)
         for owner, name in (
             (sidecar_generation.Generation, "step"),
-            (type(inside.batch._forwards), "advance"),
-            (type(inside.batch._forwards), "begin"),
+            (SharedRows, "advance"),
+            (SharedRows, "begin"),
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, _fault)

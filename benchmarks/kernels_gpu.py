@@ -30,7 +30,7 @@ FIELDS = [field.name for field in dataclasses.fields(MaskedSample)]
 
 def flashinfer(case: Case) -> Tensor:
     """The token alone: FlashInfer has no mask and gives no masses, so torch masks before it."""
-    from flashinfer.sampling import sampling_from_logits
+    from flashinfer.sampling import sampling_from_logits  # type: ignore[import-not-found]
 
     logits = case.logits * (1.0 / case.temperature)[:, None]
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)

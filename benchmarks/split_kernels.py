@@ -19,7 +19,7 @@ from benchmarks.kernel_cases import Case
 WIDE, NARROW = 8192, 1024
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _forbid(
     logits_ptr: tl.tensor,
     stride: tl.tensor,
@@ -39,7 +39,7 @@ def _forbid(
     tl.store(logits_ptr + row * stride + offsets, float("-inf"), mask=outside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _scale(
     logits_ptr: tl.tensor,
     stride: tl.tensor,
@@ -54,7 +54,7 @@ def _scale(
     tl.store(place, x / tl.load(temperature_ptr + row), mask=offsets < size)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _race(
     logits_ptr: tl.tensor,
     stride: tl.tensor,

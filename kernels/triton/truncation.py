@@ -76,66 +76,54 @@ def truncate(
     if rows == 0:
         return Truncated(threshold, tie, result)
     after_mask = filters.truncation == "after_mask"
+    of_logits = logits, logits.stride(0), logits.shape[1]
+    scale = temperature.of_row, _LOG2E * (temperature.inverse or 1.0)
     with on_device_of(logits):
-        _cut(logits, mask, partials, temperature, filters, threshold, tie)
+        if after_mask:
+            law = of_logits, _mask(mask), partials[:, 2:]  # mo and so
+        else:
+            law = of_logits, _mask(None), partials
+        _cut(*law, temperature, scale, filters, threshold, tie)
         _partials[(rows, blocks)](
-            logits,
-            logits.stride(0),
-            logits.shape[1],
-            *_mask(mask),
-            temperature.of_row,
-            _LOG2E * (temperature.inverse or 1.0),
-            threshold,
-            tie,
-            partials,
-            result,
-            after_mask=after_mask,
-            block_size=BLOCK,
-            num_warps=4,
-            enable_fp_fusion=FP_FUSION,
-        )
+            *of_logits, *_mask(mask), *scale, threshold, tie, partials, result,
+            after_mask=after_mask, block_size=BLOCK, num_warps=4, enable_fp_fusion=FP_FUSION,
+        )  # fmt: skip
     return Truncated(threshold, tie, result)
 
 
 def _cut(
-    logits: Tensor,
-    mask: Tensor | None,
+    of_logits: tuple[Tensor, int, int],
+    of_mask: tuple[Tensor | None, int, int],
     partials: Tensor,
     temperature: Temperature,
+    scale: tuple[Tensor | None, float],
     filters: Filters,
     threshold: Tensor,
     tie: Tensor,
 ) -> None:
-    """Write the threshold and the tie of each row."""
-    rows, size = logits.shape
-    blocks = partials.shape[2]
-    after_mask = filters.truncation == "after_mask"
-    law = partials[:, 2:] if after_mask else partials  # mo and so, or m and s
-    row = logits, logits.stride(0), size
+    """Write the threshold and the tie of each row of what a mask allows and partials tell of."""
+    logits, (rows, _, blocks) = of_logits[0], partials.shape
     inverse = temperature.of_row, temperature.inverse
-    top_k, top_p, min_p = (
-        _filter(value, logits) for value in (filters.top_k, filters.top_p, filters.min_p)
-    )
+    top_k = _filter(filters.top_k, int, logits)
+    top_p, min_p = (_filter(each, float, logits) for each in (filters.top_p, filters.min_p))
     low = torch.empty(rows, dtype=torch.float32, device=logits.device)
     spare = torch.empty(rows, dtype=torch.float64, device=logits.device)
     plan = torch.empty((2, rows), dtype=torch.int32, device=logits.device)
     padded = triton.next_power_of_2(blocks)
-    shape = {"num_warps": 4, "enable_fp_fusion": FP_FUSION}
     _bounds[(rows,)](
-        law, blocks, *inverse, *top_k, *top_p, *min_p, low, spare, plan, threshold, tie,
-        block_size=BLOCK, padded=padded, **shape,
+        partials, blocks, *inverse, *top_k, *top_p, *min_p, low, spare, plan, threshold, tie,
+        block_size=BLOCK, padded=padded, num_warps=4, enable_fp_fusion=FP_FUSION,
     )  # fmt: skip
     if top_k[0] is None and top_k[1] == 0 and top_p[0] is None and top_p[1] == 1:
         return  # min-p alone
-    ids = torch.empty((rows, size), dtype=torch.int32, device=logits.device)
+    ids = torch.empty(logits.shape, dtype=torch.int32, device=logits.device)
     rest = torch.empty((rows, blocks), dtype=torch.float32, device=logits.device)
-    scale = temperature.of_row, _LOG2E * (temperature.inverse or 1.0)
     _candidates[(rows, blocks)](
-        *row, *_mask(mask if after_mask else None), *scale, law, low, plan, ids, rest,
-        block_size=BLOCK, chunks=CHUNKS, **shape,
+        *of_logits, *of_mask, *scale, partials, low, plan, ids, rest,
+        block_size=BLOCK, chunks=CHUNKS, num_warps=4, enable_fp_fusion=FP_FUSION,
     )  # fmt: skip
     _search[(rows,)](
-        *row, *inverse, law, blocks, low, spare, plan, ids, rest, threshold, tie,
+        *of_logits, *inverse, partials, blocks, low, spare, plan, ids, rest, threshold, tie,
         padded=padded, grain=_GRAIN[logits.dtype], tile=TILE,
         num_warps=8, enable_fp_fusion=FP_FUSION,
     )  # fmt: skip
@@ -146,11 +134,13 @@ def _mask(mask: Tensor | None) -> tuple[Tensor | None, int, int]:
     return (None, 0, 0) if mask is None else (mask, mask.stride(0), mask.shape[1])
 
 
-def _filter(value: Any, logits: Tensor) -> tuple[Tensor | None, Any]:
+def _filter(
+    value: Any, kind: type[int] | type[float], logits: Tensor
+) -> tuple[Tensor | None, int | float]:
     """One of: a value for each row where the logits are, one number for all of them."""
     if not is_tensor(value):
         value = np.asarray(value)
         if value.ndim == 0:
-            return None, value.item()
+            return None, kind(value)
         value = torch.from_numpy(value.copy())
-    return value.to(logits.device).expand(logits.shape[0]).contiguous(), 0
+    return value.to(logits.device).expand(logits.shape[0]).contiguous(), kind(0)

@@ -19,6 +19,7 @@ from midstream.kernels.triton import truncation
 from midstream.kernels.triton.block_stats import block_stats
 from midstream.kernels.triton.launch import as_temperature
 from midstream.kernels.triton.truncation import Truncated, truncate
+from midstream.kernels.triton.truncation_candidates import _candidates
 from midstream.kernels.truncation import ALL_TIES, Edge, truncated_set
 
 NEAR = 1e-6
@@ -273,7 +274,7 @@ def test_the_order_of_the_candidates_is_nothing(monkeypatch: pytest.MonkeyPatch)
     logits = torch.tensor(np.round(rng.normal(size=(3, 3000)) * 8) / 8, dtype=torch.float32)
     filters = Filters([0, 700, 30], np.array([0.9, 0.8, 1.0]), 0.0, "target")
     before = _truncate(logits, None, 1.0, filters)
-    monkeypatch.setattr(truncation, "_candidates", _InDisorder(truncation._candidates))
+    monkeypatch.setattr(truncation, "_candidates", _InDisorder(_candidates))
     after = _truncate(logits, None, 1.0, filters)
     assert all(torch.equal(a, b) for a, b in zip(astuple(before), astuple(after), strict=True))
     assert before.tie[0] != ALL_TIES
@@ -299,9 +300,10 @@ def test_blocks_below_the_bound_are_not_read(options: dict[str, Any]) -> None:
 def test_min_p_alone_searches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(truncation, "_candidates", None)
     monkeypatch.setattr(truncation, "_search", None)
+    law: Any
     logits, allowed = _random_case(31, 3000, torch.float16)
     for law in ("target", "after_mask"):
-        cut = _truncate(logits, allowed, 0.7, Filters(min_p=0.2, truncation=law))  # type: ignore[arg-type]
+        cut = _truncate(logits, allowed, 0.7, Filters(min_p=0.2, truncation=law))
         x = logits.float().numpy()
         x = np.where(allowed, x, np.float32(-np.inf)) if law == "after_mask" else x
         expected = [truncated_set(row, inverse_temperature=1 / 0.7, min_p=0.2) for row in x]
@@ -318,6 +320,7 @@ def test_rows_that_have_no_law() -> None:
     allowed = np.ones((6, 40), np.bool_)
     allowed[0, 3] = False
     uniforms = np.full((6, 2), 0.5)
+    law: Any
     for law in ("target", "after_mask"):
         sample = masked_sample(
             logits,
@@ -325,7 +328,7 @@ def test_rows_that_have_no_law() -> None:
             uniforms,
             top_k=2,
             top_p=0.5,
-            truncation=law,  # type: ignore[arg-type]
+            truncation=law,
             backend="triton",
         )
         assert sample.status.tolist() == [NOT_FINITE, NOT_FINITE, 1, OK, OK, OK]

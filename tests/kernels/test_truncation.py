@@ -114,7 +114,7 @@ def test_the_same_set_as_by_sorting(
     if seed % 2:
         logits = np.round(logits * 2) / 2
     logits[rng.random(size) < rng.choice([0.0, 0.3])] = -np.inf
-    options = {
+    options: dict[str, Any] = {
         "inverse_temperature": 1 / temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -271,7 +271,8 @@ def test_a_minimum_of_the_allowed_is_seen() -> None:
     allowed = np.array([False, True, True, True, True])
     count = 4000
     arguments = logits, pack_mask(allowed)[None], np.random.default_rng(0).random((count, 2))
-    options = {"min_p": 0.01, "indices": np.zeros(count, np.int64)}
+    options: dict[str, Any] = {"min_p": 0.01, "indices": np.zeros(count, np.int64)}
+    truncation: Any
     _, law = _laws(logits[0], allowed, "target", {"min_p": 0.01})
     for truncation, right in (("target", True), ("after_mask", False)):
         sample = masked_sample(*arguments, truncation=truncation, **options)

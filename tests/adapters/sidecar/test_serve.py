@@ -210,7 +210,10 @@ asyncio.run(main())
         (["--listen", "0.0.0.0:50051"], "--listen: got 0.0.0.0:50051, off loopback"),
         (["--listen", "50051"], "--listen: got 50051; accepted: host:port"),
         (["--listen", "none"], "--listen: got no address"),
-        (["--listen", "none", "--unix", "/nowhere/at/all/socket"], "--unix: got /nowhere/at/all (No such file"),
+        (
+            ["--listen", "none", "--unix", "/nowhere/at/all/socket"],
+            "--unix: got /nowhere/at/all (No such file",
+        ),
         (["--tls-key", "key.pem"], "--tls-certificate: got one without the other"),
         (["--token-file", "/nowhere"], "--token-file: got /nowhere (No such file"),
         (["--metrics", "0.0.0.0:9090"], "--metrics: got 0.0.0.0:9090, off loopback"),

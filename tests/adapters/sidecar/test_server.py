@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -322,8 +323,14 @@ def _memory(process: psutil.Process) -> int:
 
 
 def test_ten_thousand_calls_leave_nothing(
-    serve: Any, fake: Any, in_loop: Callable[..., Any], channel_to: Any
+    serve: Any,
+    fake: Any,
+    in_loop: Callable[..., Any],
+    channel_to: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # A record of each call is kept by this fixture, where an earlier test turned logs on.
+    caplog.set_level(logging.CRITICAL, logger="midstream.sidecar")
     process = psutil.Process()
 
     async def calls(channel: grpc.aio.Channel, count: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from midstream.middleware.budget import within_budget
 from midstream.middleware.constraints import Constraint
@@ -16,6 +14,8 @@ PATIENCE_SECONDS = 0.05
 """How long a step waits for a constraint."""
 
 FUTURES_KEPT = 256
+THREADS = 4
+"""Constraints that compile at a time; each is bounded in time and memory by its own kind."""
 
 
 class StillCompilingError(Exception):
@@ -23,16 +23,17 @@ class StillCompilingError(Exception):
 
 
 class Compiler:
-    """Compiles constraints for one vocabulary, each on a thread of its own, once."""
+    """Compiles constraints for one vocabulary, each once, on a few threads of its own."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
+        self._threads = ThreadPoolExecutor(THREADS, "midstream-compile")
         self._futures: BuiltOnce[Constraint, Future[Matcher]] = BuiltOnce(FUTURES_KEPT)
 
     def start(self, constraint: Constraint) -> Future[Matcher]:
         """The matcher to be. A failure is kept, so that asking again does not compile again."""
         return self._futures.get(
-            constraint, lambda: _in_thread(lambda: constraint.compile(self.vocabulary))
+            constraint, lambda: self._threads.submit(constraint.compile, self.vocabulary)
         )
 
     def matcher(self, constraint: Constraint, max_new_tokens: int) -> Matcher:
@@ -45,7 +46,7 @@ class Compiler:
         except TimeoutError:
             what = (
                 f"the constraint is still compiling after {PATIENCE_SECONDS * 1000:.0f} ms; "
-                "ask again, or prepare it before (midstream.adapters.vllm.prepare)"
+                "ask again, or prepare it before (VllmHost.prepare, POST /v1/midstream/prepare)"
             )
             raise StillCompilingError(what) from None
         return within_budget(matcher, max_new_tokens)
@@ -67,16 +68,3 @@ def compiler_here() -> Compiler:
             "--logits-processors midstream.adapters.vllm:ConstrainedSampling"
         )
     return _here[0]
-
-
-def _in_thread(work: Callable[[], Matcher]) -> Future[Matcher]:
-    future: Future[Matcher] = Future()
-
-    def body() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=body, name="midstream-compile", daemon=True).start()
-    return future

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from midstream.adapters.vllm.slots import Asking, Slot
+from midstream.adapters.vllm.slots import Asking, Nothing, Slot
+from midstream.kernels.bitmask import Mask as Bits
 from midstream.middleware.law import Law
 from midstream.middleware.sampling import Read
 
@@ -38,18 +39,20 @@ def draw_step(logits: npt.NDArray[Any], rows: Sequence[RowOfStep]) -> list[int]:
 
 
 def _read(
-    logits: npt.NDArray[Any], rows: Sequence[RowOfStep], asking: Sequence[Asking | None]
+    logits: npt.NDArray[Any], rows: Sequence[RowOfStep], asking: Sequence[Asking | Nothing]
 ) -> list[Read | None]:
-    """The rows that can be read ahead: those whose restriction is known and whose law is plain."""
-    groups: dict[Law, list[int]] = {}
+    """The rows under their laws. None for those without a draw, and greedy ones, which are not
+    read.
+    """
+    groups: dict[Law, dict[int, Bits]] = {}
     for i, (each, asked) in enumerate(zip(rows, asking, strict=True)):
         law = each.slot.plan.law
-        if asked is not None and law.temperature > 0:
-            groups.setdefault(law, []).append(i)
+        if isinstance(asked, Asking) and law.temperature > 0:
+            groups.setdefault(law, {})[i] = asked.bits
     reads: list[Read | None] = [None] * len(rows)
     for law, group in groups.items():
-        masks = np.stack([asked.bits for i in group if (asked := asking[i]) is not None])
         some = logits[[rows[i].row for i in group]]
-        for i, row, mask in zip(group, law.read_rows(some, masks), masks, strict=True):
-            reads[i] = row, mask
+        found = law.read_rows(some, np.stack(list(group.values())))
+        for (i, bits), row in zip(group.items(), found, strict=True):
+            reads[i] = row, bits
     return reads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from midstream.adapters.vllm.request import ARGUMENT
 from midstream.adapters.vllm.segment_requests import fields_of, key_of, prompt_of, segment_of
 from midstream.adapters.vllm.vocabulary import engine_vocabulary
 from midstream.adapters.vllm.weights import read_records
-from midstream.middleware.errors import InputError
+from midstream.middleware.errors import InputError, StrategyError
 from midstream.middleware.segments import Continuation, Segment
 from midstream.middleware.strategy import Strategy
 from midstream.middleware.vocabulary import Vocabulary
@@ -17,6 +18,7 @@ from midstream.middleware.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from vllm import LLM
 
+_POLL_SECONDS = 0.01
 _NEEDED = (
     'LLM(..., logits_processors=["midstream.adapters.vllm:ConstrainedSampling"], '
     'worker_extension_cls="midstream.adapters.vllm.WeightsExtension")'
@@ -44,6 +46,21 @@ class VllmHost:
         """The model's vocabulary."""
         return self._vocabulary
 
+    def prepare(self, strategy: Strategy) -> None:
+        """Compile a strategy's constraint in the engine, and wait for it.
+
+        Raises StrategyError where it does not compile.
+        """
+        text = strategy.model_dump_json(exclude_unset=True)
+        while True:
+            state, reason = self._llm.collective_rpc("midstream_prepare", args=(text,))[0]
+            if state == "failed":
+                accepted = f"a constraint that compiles ({reason})"
+                raise StrategyError("strategy.constraint", "one that does not", accepted)
+            if state == "ready":
+                return
+            time.sleep(_POLL_SECONDS)
+
     def extend(
         self,
         prefixes: Sequence[Continuation],
@@ -58,7 +75,6 @@ class VllmHost:
         for index, prefix in enumerate(prefixes):
             self._requests += 1
             name = f"midstream-{prefix.run}-{self._requests}"
-            # The engine tells requests apart by a name of its own, which its outputs have not.
             engine.add_request(
                 name, {"prompt_token_ids": prompt_of(prefix)}, _params(prefix, steps, strategy)
             )

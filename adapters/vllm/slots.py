@@ -11,7 +11,7 @@ from midstream.adapters.vllm.records import Record, Records
 from midstream.adapters.vllm.request import RequestPlan
 from midstream.kernels.bitmask import Mask as Bits
 from midstream.middleware.draw import Status
-from midstream.middleware.errors import VocabularyError
+from midstream.middleware.errors import StrategyError, VocabularyError
 from midstream.middleware.law import PLAIN
 from midstream.middleware.matcher import Matcher, State, fault, next_state
 from midstream.middleware.random import Stream, StreamSource, sequence_of
@@ -25,6 +25,13 @@ class Asking:
 
     state: State
     bits: Bits
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A row that nothing can be drawn from, and why."""
+
+    reason: str
 
 
 class Slot:
@@ -54,8 +61,7 @@ class Slot:
         self._records = records
         self._end = compiler.vocabulary.eos_ids[0]
         self._sampler: Sampler = plan.strategy.build_sampler()
-        generated = plan.resume.generated if plan.resume is not None else 0
-        self._resumed = list(prompt[len(prompt) - generated :]) if generated else []
+        self._resumed: list[int] = []
         if plan.resume is not None:
             self._stream_sequence = plan.resume.sequence
         else:
@@ -65,6 +71,7 @@ class Slot:
         self._states: list[State] = []
         self._matcher: Matcher | None = None
         try:
+            self._resumed = _resumed(plan, prompt)
             self._matcher = self._compiled(compiler)
             self._states.append(self._matcher.start())
         except Exception as error:  # one request's constraint must not stop the engine
@@ -80,7 +87,7 @@ class Slot:
 
     @classmethod
     def broken(cls, compiler: Compiler, records: Records) -> Slot:
-        """A slot of a request that cannot be read: it ends at once, and has no record."""
+        """A slot of a request that cannot be read: it ends at once, and its record has no id."""
         plan = RequestPlan("", Strategy(), PLAIN, 1, 0, None, None)
         slot = cls(plan, (), compiler, records)
         slot.kill("the request could not be read")
@@ -95,25 +102,26 @@ class Slot:
         """Nothing is drawn any more: end of sequence, weight 0."""
         self._dead = self._dead or reason
 
-    def asking(self, output: Sequence[int], size: int) -> Asking | None:
-        """Where the text stands after `output`, and what a row of `size` is restricted to there;
-        None for a request that is dead.
+    def asking(self, output: Sequence[int], size: int) -> Asking | Nothing:
+        """Where the text stands after `output`, and what a row of `size` is restricted to there.
+
+        Output that the constraint refuses ends its own row, not the request: a drafted token that
+        the engine will throw away stands in it like any other.
         """
         if self._dead:
-            return None
+            return Nothing(self._dead)
         try:
             state, reason = self._state([*self._resumed, *output])
             if state is None:
-                self.kill(reason)
-                return None
+                return Nothing(reason)
             assert self._matcher is not None
             return Asking(state, self._sampler.restriction(self._matcher, state, size))
         except Exception as error:  # one request's constraint must not stop the engine
             self.kill(fault(error))
-            return None
+            return Nothing(self._dead)
 
     def draw(
-        self, logits: Logits, output: Sequence[int], asked: Asking | None, read: Read | None
+        self, logits: Logits, output: Sequence[int], asked: Asking | Nothing, read: Read | None
     ) -> int:
         """The token after the prompt and `output`; recorded before it is returned.
 
@@ -128,10 +136,10 @@ class Slot:
         return record.token
 
     def _draw(
-        self, logits: Logits, output: Sequence[int], asked: Asking | None, read: Read | None
+        self, logits: Logits, output: Sequence[int], asked: Asking | Nothing, read: Read | None
     ) -> Record:
-        if asked is None:
-            return self._no_token("dead", self._dead, 0)
+        if isinstance(asked, Nothing):
+            return self._no_token("dead", asked.reason, 0)
         assert self._matcher is not None
         law = self.plan.law
         step = self._sampler.prepare(logits, self._matcher, asked.state, law=law, read=read)
@@ -162,3 +170,12 @@ class Slot:
             self._tokens.append(token)
             self._states.append(following)
         return self._states[-1], ""
+
+
+def _resumed(plan: RequestPlan, prompt: Sequence[int]) -> list[int]:
+    """The end of a prompt that belongs to the constrained text."""
+    generated = plan.resume.generated if plan.resume is not None else 0
+    if generated > len(prompt):
+        accepted = f"at most the {len(prompt)} ids of the prompt"
+        raise StrategyError("midstream.resume.generated", generated, accepted)
+    return list(prompt[len(prompt) - generated :])

@@ -1,4 +1,4 @@
-"""Preempted and resumed requests: the same tokens, the same weights, none lost or counted twice."""
+"""Preemption and prompts in chunks: the same tokens and weights, none lost or counted twice."""
 
 from __future__ import annotations
 
@@ -63,3 +63,23 @@ def test_weights_survive_preemption(
         assert other.token_ids == roomy.token_ids
         assert other.status == roomy.status
         assert other.log_weight == pytest.approx(roomy.log_weight, abs=1e-3)
+
+
+def test_prompts_that_are_read_in_chunks(
+    engine: Any, make_engine: Callable[..., Any], generate: Any, ask: Any
+) -> None:
+    """A row that belongs to half a prompt is drawn too, thrown away, and drawn again."""
+    chunked = make_engine(
+        max_num_batched_tokens=64, enable_chunked_prefill=True, enable_prefix_caching=False
+    )
+    prompts = [f"Guest {i} was here. " * 25 + "Guest 7 picks a city:\n" for i in range(4)]
+    strategy = {"constraint": {"regex": "San (Antonio|Marino)|Rome|Porto"}}
+    answers = []
+    for on in (engine, chunked):
+        params = [ask(strategy) for _ in prompts]
+        outputs = generate(prompts, params, on)
+        assert all(len(output.prompt_token_ids) > 64 for output in outputs)
+        answers.append([weights(on, o, p)[0] for o, p in zip(outputs, params, strict=True)])
+    for whole, parts in zip(*answers, strict=True):
+        assert parts.token_ids == whole.token_ids
+        assert parts.log_weight == pytest.approx(whole.log_weight, abs=1e-3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from midstream.adapters.vllm import VllmHost
-from midstream.middleware.errors import InputError
+from midstream.middleware.errors import InputError, StrategyError
 from midstream.middleware.random import sequence_of
 from midstream.middleware.segments import run_segments
 from midstream.middleware.smc import run
@@ -79,6 +79,26 @@ def test_cancelling_aborts_the_engine(host: VllmHost, engine: Any, tokenizer: An
     statuses = {particle.status for particle in result.particles}
     assert "cancelled" in statuses <= {"cancelled", "finished"}
     assert not engine.llm_engine.has_unfinished_requests()
+
+
+def test_preparing_a_constraint(host: VllmHost) -> None:
+    host.prepare(_strategy(1))
+    with pytest.raises(StrategyError, match="does not"):
+        host.prepare(Strategy(constraint={"grammar": "start: nowhere"}))
+
+
+def test_more_generated_ids_than_a_prompt_has(engine: Any, generate: Any, ask: Any) -> None:
+    from midstream.adapters.vllm.weights import by_sequence, read_records
+
+    strategy = {"constraint": CITIES, "limits": {"max_new_tokens": 90}}
+    params = ask(strategy, max_tokens=4)
+    resume = {"run": "too-many-generated", "slot": 0, "segment": 0, "generated": 80, "sequence": 5}
+    params.extra_args["midstream"]["resume"] = resume
+    generate([CITY], params)
+    (rows,) = read_records(engine, ["too-many-generated:0:0"])
+    record = by_sequence(rows)[5][0]
+    assert record.status == "dead"
+    assert "resume.generated" in record.reason
 
 
 def test_an_engine_without_the_extension_is_told_what_it_needs(make_engine: Any) -> None:

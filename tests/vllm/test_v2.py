@@ -125,6 +125,29 @@ def test_rows_of_a_step_with_drafts(
     assert drawn[1] == _expected(engine, params, prompt, san, rows[2])
 
 
+def test_a_draft_that_is_not_allowed_ends_its_own_row_alone(
+    engine: Any, processor: Any, states: Any, ask: Any, tokenizer: Any
+) -> None:
+    """The engine throws such a draft away; the request goes on at the next step."""
+    prompt = tokenizer("Guest 7 picks a city:\n").input_ids
+    (refused,) = tokenizer("Q", add_special_tokens=False).input_ids
+    params = _admit(ask)
+    processor.add_request(2, params)
+    _write(states, 2, prompt, [])
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, states.vocab_size, generator=generator)
+    rows, last = logits.numpy().copy(), len(prompt) - 1
+    context = _context([(2, 0, prompt[-1], last), (2, 1, refused, last + 1)], slots=[2])
+    first, after = _forced(processor.apply(logits, context))
+    assert first == _expected(engine, params, prompt, [], rows[0])
+    assert after == tokenizer.eos_token_id
+    _write(states, 2, prompt, [first])
+    row = torch.randn(1, states.vocab_size, generator=generator)
+    expected = _expected(engine, params, prompt, [first], row[0].numpy().copy())
+    context = _context([(2, 0, first, last + 1)], slots=[2])
+    assert _forced(processor.apply(row, context)) == [expected]
+
+
 def test_chunks_of_a_step_and_steps_again_draw_the_same(
     engine: Any, processor: Any, states: Any, ask: Any, tokenizer: Any
 ) -> None:

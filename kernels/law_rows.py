@@ -42,8 +42,8 @@ def read_law(
         each = filters.of_rows(len(logits))
         for i, draws in zip(wanted.tolist(), draws_of, strict=True):
             words = None if mask is None else mask[i]
-            options = (*each[i], filters.truncation)
-            yield i, draws, _truncated(logits[i], words, float(temperatures[i]), *options)
+            options = (float(temperatures[i]), *each[i], filters.truncation)
+            yield i, draws, read_truncated(logits[i], words, *options, with_entropy=True)
         return
     step = max(_TOGETHER // max(logits.shape[1], 1), 1)
     for begin in range(0, len(wanted), step):
@@ -74,20 +74,22 @@ def _rows(logits: Array, mask: Mask | None, part: Ids, temperatures: Float) -> l
     return [Row(logits[i], own, t, with_entropy=True) for i, own, t in each]
 
 
-def _truncated(
-    logits: Array,
-    mask: Mask | None,
+def read_truncated(
+    logits: Array,  # [V]
+    mask: Mask | None,  # [W]
     temperature: float,
     top_k: int,
     top_p: float,
     min_p: float,
     truncation: Truncation | None,
+    *,
+    with_entropy: bool = False,
 ) -> tuple[Row, Array]:
-    """One row under the truncated law, and its logits: see `masked_sample`."""
+    """One row under the truncated law, and the logits of that law: see `masked_sample`."""
     inverse = inverse_temperature(temperature)
     # A row with NaN or +inf says so itself; truncation would hide it.
     if temperature == 0 or not logits.max(initial=-np.inf) < np.inf:
-        return Row(logits, mask, inverse, with_entropy=True), logits
+        return Row(logits, mask, inverse, with_entropy=with_entropy), logits
     after_mask = truncation == "after_mask"
     kept = truncated_set(
         live_logits(logits, mask) if after_mask else logits,
@@ -98,6 +100,6 @@ def _truncated(
     )
     if after_mask:
         words = pack_mask(kept, np.zeros(mask_words(logits.size), np.uint32))
-        return Row(logits, words, inverse, with_entropy=True), logits
+        return Row(logits, words, inverse, with_entropy=with_entropy), logits
     law = np.where(kept, logits, logits.dtype.type(-np.inf))
-    return Row(law, mask, inverse, with_entropy=True), law
+    return Row(law, mask, inverse, with_entropy=with_entropy), law

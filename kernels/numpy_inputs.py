@@ -36,8 +36,7 @@ def numpy_mask(mask: Any, rows: int) -> Mask | None:
             f"mask: got {words.dtype} {list(words.shape)}; accepted: uint32 (in torch int32) "
             f"[{rows}, W]"
         )
-    # Of no words at all numpy unpacks bits that nobody has set to 0.
-    return words if words.shape[1] else np.zeros((rows, 1), np.uint32)
+    return words
 
 
 def numpy_temperatures(temperature: Any, rows: int) -> Float:

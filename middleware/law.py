@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from midstream.kernels.bitmask import Mask, mask_words, pack_mask, unpack_mask
+from midstream.kernels.bitmask import Mask
+from midstream.kernels.law_rows import read_truncated
 from midstream.kernels.row import Row, read_rows
-from midstream.kernels.truncation import truncated_set
 from midstream.middleware.errors import StrategyError
 
 TRUNCATIONS = (
@@ -74,31 +74,14 @@ class Law:
         """1 / T; 1 where T is 0, whose masses are reported at T = 1."""
         return 1.0 / self.temperature if self.temperature > 0 else 1.0
 
-    def survivors(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Which tokens truncation keeps: bool [V]."""
-        return truncated_set(
-            logits,
-            inverse_temperature=self.inverse_temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-        )
-
     def read(self, logits: npt.NDArray[Any], mask: Mask | None) -> Row:
         """The row under this law, restricted to a mask.
         Its `log_z_all` is the mass of the target law.
         """
-        # A row with NaN or +inf says so itself; truncation would hide it.
-        if not self.truncates or not logits.max(initial=-np.inf) < np.inf:
+        if not self.truncates:
             return Row(logits, mask, self.inverse_temperature)
-        if self.truncation == "target":
-            kept = np.where(self.survivors(logits), logits, logits.dtype.type(-np.inf))
-            return Row(kept, mask, self.inverse_temperature)
-        allowed = logits
-        if mask is not None:
-            allowed = np.where(unpack_mask(mask, logits.size), logits, logits.dtype.type(-np.inf))
-        kept_mask = pack_mask(self.survivors(allowed), np.zeros(mask_words(logits.size), np.uint32))
-        return Row(logits, kept_mask, self.inverse_temperature)
+        options = self.temperature, self.top_k, self.top_p, self.min_p, self.truncation
+        return read_truncated(logits, mask, *options)[0]
 
     def read_rows(self, logits: npt.NDArray[Any], masks: Mask) -> list[Row]:
         """`read` of each row of [R, V] under its mask of [R, W]: the same rows, sooner."""

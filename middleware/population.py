@@ -15,6 +15,9 @@ from midstream.middleware.random import Source
 from midstream.middleware.resampling import SCHEMES, Resampling, effective_sample_size
 from midstream.middleware.vocabulary import Vocabulary
 
+# Of the threshold: equal weights whose sample size is N but for rounding are not resampled.
+_ROUNDING = 1e-9
+
 Finished = Literal["aside", "together"]
 
 
@@ -81,7 +84,8 @@ class Population:
         ess = effective_sample_size(log_weights)
         self.ess.append(ess)
         ancestors = list(range(len(self.particles)))
-        if 0.0 < ess < threshold * len(group) and any(
+        low = threshold * len(group) * (1.0 - _ROUNDING)
+        if 0.0 < ess < low and any(
             self.particles[i].status == "running" for i in group
         ):
             log_total = log_sum_exp(log_weights)

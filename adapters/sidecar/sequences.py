@@ -99,4 +99,5 @@ def stepped(id: int, member: Member, draw: Draw | None) -> Stepped:
 def answers(
     rows: Sequence[RowOf], members: Sequence[Member], draws: dict[int, Draw]
 ) -> tuple[Stepped, ...]:
+    """What each row of a step is answered; `draws` has those of the rows that went on."""
     return tuple(stepped(row.id, members[i], draws.get(i)) for i, row in enumerate(rows))

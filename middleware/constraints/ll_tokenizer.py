@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.middleware.constraints.cache import BuiltOnce
+from midstream.middleware.errors import VocabularyError
 from midstream.middleware.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 TOKENIZERS_KEPT = 4
 """Of about 200 bytes a token."""
+
+LONGEST_BYTES = 1024
+"""Of a token: llguidance's trie counts no deeper."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +76,9 @@ def _build(vocabulary: Vocabulary) -> EngineTokens:
     words: list[bytes] = []
     twins: list[int] = []
     for token, spelling in enumerate(vocabulary.token_bytes):
+        if len(spelling) > LONGEST_BYTES:
+            accepted = f"tokens of at most {LONGEST_BYTES} bytes for a grammar or a JSON Schema"
+            raise VocabularyError(f"vocabulary[{token}]", f"{len(spelling)} bytes", accepted)
         usable = bool(spelling) and b"\xff" not in spelling
         first = first_of.setdefault(spelling, token) if usable else -1
         engine_ids.append(first)

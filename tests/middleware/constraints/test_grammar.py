@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from midstream.middleware.constraints import Grammar
-from midstream.middleware.errors import ConstraintError
+from midstream.middleware.errors import ConstraintError, VocabularyError
 from midstream.middleware.vocabulary import Vocabulary
 
 REFUSED = {
@@ -81,3 +81,13 @@ def test_grammars_are_values(small_vocabulary: Vocabulary) -> None:
     assert Grammar('start: "a"').compile(small_vocabulary) is matcher
     assert matcher.tokens_to_finish(matcher.start()) is None
     assert matcher.vocabulary == small_vocabulary
+
+
+def test_a_token_too_long_for_the_engine_is_an_error_that_names_it() -> None:
+    letters = [bytes([code]) for code in range(ord("a"), ord("z") + 1)]
+    fits = Vocabulary([*letters, b"a" * 1024, b""], eos_ids=[27])
+    matcher = Grammar("start: /[a-z]*/").compile(fits)
+    assert matcher.allows(matcher.start(), [26]).all()
+    over = Vocabulary([*letters, b"a" * 1025, b""], eos_ids=[27])
+    with pytest.raises(VocabularyError, match=r"vocabulary\[26\].*1025 bytes.*at most 1024"):
+        Grammar("start: /[a-z]*/").compile(over)

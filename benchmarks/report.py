@@ -51,7 +51,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def machine() -> dict[str, Cell]:
     """Where the numbers come from; the load tells how far they can be trusted."""
-    versions = {name: _version(name) for name in ("midstream", "numpy", "torch", "genlm-control")}
+    names = ("midstream", "numpy", "torch", "genlm-control", "genlm-bytes")
+    versions = {name: _version(name) for name in names}
     load = os.getloadavg()
     return {
         "python": platform.python_version(),

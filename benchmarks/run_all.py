@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("awrs_step", "overhead", "json_check", "curves", "sidecar_step")
+BENCHMARKS = ("awrs_step", "overhead", "json_check", "curves", "bytes", "sidecar_step")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

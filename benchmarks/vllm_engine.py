@@ -2,12 +2,16 @@
 
 Run it where vLLM is: `.venv-vllm/bin/python -m benchmarks.vllm_engine`. Every ratio is of pairs of
 rounds that ran next to each other; the median pair, and a 95 % interval of the median.
+
+The engine works in one thread unless OMP_NUM_THREADS says more: with as many as there are cores,
+whatever else runs stops all of them.
 """
 
 from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
@@ -28,6 +32,9 @@ from benchmarks.report import Table, arguments, show
 from benchmarks.timing import Samples, take_turns
 
 SEQUENCES = 16
+REQUESTS = 3 * SEQUENCES
+"""Of a round: one that ends makes room for the next, so that sequences stay as many as said."""
+BLOCK_SIZE = 32
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -38,6 +45,7 @@ SCHEMA = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
+EVERY = 16
 FREE = {
     "type": "object",
     "properties": {"text": {"type": "string", "minLength": 60, "maxLength": 400}},
@@ -57,10 +65,13 @@ def engine(model: Path, *, ours: bool, **options: Any) -> Any:
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 512,
-        "block_size": 32,
+        "block_size": BLOCK_SIZE,
+        "max_num_seqs": SEQUENCES,
         "distributed_executor_backend": "uni",
         "disable_log_stats": True,
         "enable_prefix_caching": True,
+        # The same language as ours: no whitespace between tokens of JSON.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         **added,
     }
     return LLM(str(model), **{**settings, **options})
@@ -86,7 +97,7 @@ def _row(name: str, theirs: Samples, ours: Samples, target: str) -> list[Any]:
     return [name, f"{ours.median_us / 1e3:.1f}", f"{theirs.median_us / 1e3:.1f}", each, target]
 
 
-def unused(model: Path, rounds: int) -> list[list[Any]]:
+def unused(model: Path, rounds: int, clock: str) -> list[list[Any]]:
     """Requests without a strategy, with our processor loaded and without it."""
     from vllm import SamplingParams
 
@@ -100,11 +111,13 @@ def unused(model: Path, rounds: int) -> list[list[Any]]:
 
         return run
 
-    taken = take_turns({name: work(name) for name in engines}, rounds=rounds)
+    taken = take_turns({name: work(name) for name in engines}, rounds=rounds, clock=clock)
     return [_row("loaded and unused", taken["without"], taken["with"], "0.98")]
 
 
-def structured(llm: Any, name: str, schema: Any, rounds: int, tokens: int) -> list[list[Any]]:
+def structured(
+    llm: Any, name: str, schema: Any, rounds: int, tokens: int, clock: str
+) -> list[list[Any]]:
     """A schema on every request: `mask` against the engine's own structured outputs."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
@@ -112,7 +125,7 @@ def structured(llm: Any, name: str, schema: Any, rounds: int, tokens: int) -> li
     made = {"ours": 0, "theirs": 0}
 
     def run(side: str, seed: int) -> None:
-        prompts = [f"Record {seed}, {i}:\n" for i in range(SEQUENCES)]
+        prompts = [f"Record {seed}, {i}:\n" for i in range(REQUESTS)]
         asked: dict[str, Any]
         if side == "ours":
             strategy = {"constraint": {"json_schema": schema}, "sampler": "mask", "seed": seed}
@@ -130,14 +143,14 @@ def structured(llm: Any, name: str, schema: Any, rounds: int, tokens: int) -> li
     def both(side: str) -> Callable[[int], object]:
         return lambda seed: run(side, seed)
 
-    taken = take_turns({"ours": both("ours"), "theirs": both("theirs")}, rounds=rounds)
+    taken = take_turns({"ours": both("ours"), "theirs": both("theirs")}, rounds=rounds, clock=clock)
     # The two draw other texts: time a token is what can be compared.
     per = {side: made[side] / (rounds + 2) for side in made}
     scaled = {side: Samples(tuple(us / per[side] for us in taken[side].us)) for side in taken}
     return [_row(name, scaled["theirs"], scaled["ours"], "0.9")]
 
 
-def particles(llm: Any, rounds: int) -> list[list[Any]]:
+def particles(llm: Any, rounds: int, clock: str) -> list[list[Any]]:
     """Eight particles with resampling, against eight requests that know nothing of each other."""
     from vllm import SamplingParams
 
@@ -146,18 +159,22 @@ def particles(llm: Any, rounds: int) -> list[list[Any]]:
     from midstream.middleware.strategy import Strategy
 
     host = VllmHost(llm)
+    read = _reads(llm.llm_engine)
     constraint = {"regex": "([A-Z][a-z ]{3,40}[.] )+"}
     prompt = llm.get_tokenizer()("A story of guests and cities:\n").input_ids
+    assert len(prompt) % EVERY
     resamplings: list[int] = []
 
     def smc(seed: int) -> None:
         strategy = Strategy(
             constraint=constraint,
-            smc={"particles": 8, "resample_every": 16, "ess_threshold": 0.9},
+            smc={"particles": 8, "resample_every": EVERY, "ess_threshold": 0.9},
             seed=seed,
             limits={"max_new_tokens": 128},
         )
+        read.clear()
         result = run_segments(host, prompt, strategy)
+        assert all(cached == length // BLOCK_SIZE * BLOCK_SIZE for length, cached in read.values())
         identity = tuple(range(8))
         resamplings.append(sum(a != identity for a in result.ancestry))
 
@@ -166,12 +183,29 @@ def particles(llm: Any, rounds: int) -> list[list[Any]]:
         params = SamplingParams(max_tokens=128, n=8, extra_args={"midstream": asked})
         llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
 
-    taken = take_turns({"smc": smc, "independent": independent}, rounds=rounds)
+    taken = take_turns({"smc": smc, "independent": independent}, rounds=rounds, clock=clock)
+    assert min(resamplings) >= 4
     median, low, high = interval(taken["smc"], taken["independent"])
     each = f"{median:.3f} ({low:.3f} to {high:.3f})"
     name = f"8 particles, 128 tokens, every 16 (resamplings: {min(resamplings)} or more)"
     smc_ms, other_ms = (taken[key].median_us / 1e3 for key in ("smc", "independent"))
     return [[name, f"{smc_ms:.1f}", f"{other_ms:.1f}", each, "1.3 at most"]]
+
+
+def _reads(engine: Any) -> dict[str, tuple[int, int]]:
+    """Of each request that ends from now on: the length of its prompt, and how much was cached."""
+    seen: dict[str, tuple[int, int]] = {}
+    step = engine.step
+
+    def noting() -> Any:
+        outputs = step()
+        for output in outputs:
+            if output.finished:
+                seen[output.request_id] = len(output.prompt_token_ids), output.num_cached_tokens
+        return outputs
+
+    engine.step = noting
+    return seen
 
 
 def wide_model(folder: Path) -> Path:
@@ -225,19 +259,21 @@ def main() -> None:
     """Run from the command line."""
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="pairs a row")
+    told = "cpu: that of the thread that decodes, which leaves out what other processes took"
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=told)
     options = parser.parse_args()
     from midstream.adapters.embedded import embedded_model_path
 
-    rounds = 3 if options.quick else options.rounds
-    rows = unused(embedded_model_path(), rounds)
+    rounds, clock = 3 if options.quick else options.rounds, options.clock
+    rows = unused(embedded_model_path(), rounds, clock)
     llm = engine(embedded_model_path(), ours=True)
-    rows += structured(llm, "JSON Schema, V = 4,096", SCHEMA, rounds, 64)
-    rows += structured(llm, "free strings, V = 4,096", FREE, rounds, 64)
-    rows += particles(llm, rounds)
+    rows += structured(llm, "JSON Schema, V = 4,096", SCHEMA, rounds, 64, clock)
+    rows += structured(llm, "free strings, V = 4,096", FREE, rounds, 64, clock)
+    rows += particles(llm, rounds, clock)
     with tempfile.TemporaryDirectory() as folder:
         wide = engine(wide_model(Path(folder)), ours=True)
-        rows += structured(wide, "JSON Schema, V = 131,072", SCHEMA, rounds, 48)
-        rows += structured(wide, "free strings, V = 131,072", FREE, rounds, 48)
+        rows += structured(wide, "JSON Schema, V = 131,072", SCHEMA, rounds, 48, clock)
+        rows += structured(wide, "free strings, V = 131,072", FREE, rounds, 48, clock)
     columns = ["what", "ours ms", "without or the engine's own ms", "ratio (95 %)", "target"]
     show([Table("vLLM on the CPU, 16 sequences", columns, rows)], as_json=options.json)
 

@@ -85,12 +85,14 @@ class Blocks:
         self.bits: npt.NDArray[np.uint8] | None = None
         block = BLOCK if self.size > BLOCK else max(self.size, 1)
         padded = max(-(-self.size // block), 1) * block
-        weights = np.empty((self.rows, padded), logits.dtype)
-        weights[:, : self.size] = logits
-        weights[:, self.size :] = -np.inf
-        weights = weights.reshape(-1, block)
+        if padded > self.size:
+            whole = np.empty((self.rows, padded), logits.dtype)
+            whole[:, : self.size] = logits
+            whole[:, self.size :] = -np.inf
+            logits = whole
+        weights = logits.reshape(-1, block)
         reference = np.maximum(np.maximum.reduce(weights, axis=1), NO_MASS)
-        weights -= reference[:, None]
+        weights = weights - reference[:, None]
         if inverse_temperature != 1.0:
             weights *= weights.dtype.type(inverse_temperature)
         # The floor keeps 0 * -inf from becoming a NaN.
@@ -107,7 +109,13 @@ class Blocks:
     def log_z(self) -> list[float]:
         """Log of the mass of each row."""
         blocks = (self.log_sums + self.log_reference).reshape(self.rows, -1)
-        return blocks[:, 0].tolist() if blocks.shape[1] == 1 else [*map(log_sum_exp, blocks)]
+        if blocks.shape[1] == 1:
+            alone: list[float] = blocks[:, 0].tolist()
+            return alone
+        tops = np.maximum.reduce(blocks, axis=1)
+        sums = np.add.reduce(np.exp(blocks - tops[:, None]), axis=1)
+        each = zip(tops.tolist(), sums.tolist(), strict=True)
+        return [top + math.log(total) if math.isfinite(top) else top for top, total in each]
 
     def entropies(self, log_z: list[float]) -> list[float]:
         """Entropy in nats of rows of that log mass, before `apply`; NaN where there is no mass."""

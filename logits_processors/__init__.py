@@ -6,5 +6,6 @@ from midstream.logits_processors.constrained_sampling import (
     ConstrainedSampling,
     UncheckedLawWarning,
 )
+from midstream.logits_processors.token_healing import TokenHealing
 
-__all__ = ["ConstrainedSampling", "UncheckedLawWarning"]
+__all__ = ["ConstrainedSampling", "TokenHealing", "UncheckedLawWarning"]

@@ -23,7 +23,7 @@ from midstream.logits_processors.generation_call import (
 from midstream.logits_processors.generation_law import law_in_force
 from midstream.logits_processors.rows import Row, SampledRows
 from midstream.middleware.budget import within_budget
-from midstream.middleware.errors import StrategyError
+from midstream.middleware.errors import InputError, StrategyError
 from midstream.middleware.host import logits_on_host
 from midstream.middleware.law import Law
 from midstream.middleware.random import Stream
@@ -51,6 +51,8 @@ class ConstrainedSampling:
         generation_config.
     sampler: "auto", "mask", "awrs", or a sampler.
     seed: with a row's prompt and its how-manieth occurrence it fixes the row's tokens.
+    prompts: for each prompt the ids that stand for it in the random numbers, where the call has not
+        all of them (healing cuts a prompt). None: those of the call, without padding.
     backend: where rows are drawn whose sampler is `mask`. "auto": by the kernels where the logits
         are, if that is a GPU, else by numpy; "numpy", "triton": as said. The tokens are the same,
         weights within 2e-6. All other rows, float64 ones and beams are drawn on the host.
@@ -88,6 +90,7 @@ class ConstrainedSampling:
         top_p: float = 1.0,
         min_p: float = 0.0,
         truncation: Literal["target", "after_mask"] | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
         backend: Backend = "auto",
     ) -> None:
         if backend not in BACKENDS:
@@ -96,6 +99,7 @@ class ConstrainedSampling:
         self._sampler = sampler_of(sampler)
         self._seed = Stream(seed).seed
         self._backend: Backend = backend
+        self._prompts = prompts
         self._constraints = CompiledConstraints(constraint, tokenizer, self._sampler)
         self._constraints.check_law(self._law)
         self._warned = False
@@ -197,7 +201,7 @@ class ConstrainedSampling:
         else:
             self._rows = SampledRows(
                 each,
-                _prompts(input_ids, call),
+                self._prompts_of(input_ids, call, expand),
                 sampler=self._sampler,
                 law=self.law,
                 seed=self._seed,
@@ -205,6 +209,17 @@ class ConstrainedSampling:
                 device=_device_of_draws(scores, self._backend),
             )
         return self._rows
+
+    def _prompts_of(
+        self, input_ids: Tensor, call: GenerationCall | None, expand: int
+    ) -> list[list[int]]:
+        """The ids that each row's random numbers go by."""
+        if self._prompts is None:
+            return _prompts(input_ids, call)
+        if len(self._prompts) * expand != len(input_ids):
+            got = f"{len(self._prompts)} prompts for {len(input_ids) // expand}"
+            raise InputError("prompts", got, "None, or ids for each prompt of the call")
+        return [list(ids) for ids in self._prompts for _ in range(expand)]
 
     def _check_call(self, call: GenerationCall | None) -> None:
         if call is None:

@@ -85,9 +85,7 @@ class Population:
         self.ess.append(ess)
         ancestors = list(range(len(self.particles)))
         low = threshold * len(group) * (1.0 - _ROUNDING)
-        if 0.0 < ess < low and any(
-            self.particles[i].status == "running" for i in group
-        ):
+        if 0.0 < ess < low and any(self.particles[i].status == "running" for i in group):
             log_total = log_sum_exp(log_weights)
             chosen = SCHEMES[self.resampling](np.exp(log_weights - log_total), source)
             log_mean = log_total - math.log(len(group))

@@ -84,12 +84,13 @@ def run_segments(
     potentials: Sequence[Potential] = (),
     sequence: int = 0,
     run: str | None = None,
-    on_segment: Callable[[Sequence[Particle]], None] | None = None,
+    on_segment: Callable[[Population], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> SMCResult:
     """Draw `strategy.smc.particles` weighted texts; target and evidence are those of `smc.run`.
 
-    run: what names it among all runs, a random one as it comes.
+    run: what names it among all runs, a random one as it comes. on_segment: told the particles
+        after each segment and its resampling.
     Particles are resampled every `resample_every` tokens, and their potentials are taken there;
     ancestry and ess have an entry for each segment. Raises StrategyError for options out of range
     and what the host raises: a run that fails has no result.
@@ -126,7 +127,7 @@ def run_segments(
         if last:
             population.stop("length")
         if on_segment is not None:
-            on_segment(population.particles)
+            on_segment(population)
     return population.result(options["law"])
 
 

@@ -61,6 +61,8 @@ class SMC:
         potentials: Sequence[Potential] = (),
         sequence: int = 0,
         sources: Sources | None = None,
+        begun: bytes = b"",
+        log_weight: float = 0.0,
     ) -> None:
         _check(particles, max_new_tokens, ess_threshold, resampling, resample_every, finished, law)
         self.matcher = within_budget(matcher, max_new_tokens)
@@ -75,12 +77,14 @@ class SMC:
         self.position = 0
         self.population = Population(
             matcher.vocabulary,
-            Prefix((), b"", self.matcher.start(), 0),
+            Prefix((), begun, self.matcher.start(), 0),
             particles,
             resampling=resampling,
             finished=finished,
             potentials=tuple(potentials),
         )
+        for particle in self.population.particles:
+            particle.log_weight += log_weight
 
     @property
     def particles(self) -> Sequence[Particle]:
@@ -178,6 +182,8 @@ def run(
     potentials: Sequence[Potential] = (),
     sequence: int = 0,
     sources: Sources | None = None,
+    begun: bytes = b"",
+    log_weight: float = 0.0,
     on_step: Callable[[Sequence[Particle]], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> SMCResult:
@@ -195,6 +201,8 @@ def run(
     sequence: of the stream, from the prompt (`sequence_of`). Particle i draws from its own stream
         of it.
     sources: where randomness comes from instead, by (sequence, position).
+    begun, log_weight: bytes that the last token of the prompt has written of the answer already,
+        and the log weight of their draw (see `Healed`). The matcher begins behind them.
     on_step: called with all particles after each step. cancelled: asked before each step; what runs
         then is `cancelled`.
     Raises StrategyError for options out of range and ConstraintError where nothing can end within
@@ -214,6 +222,8 @@ def run(
         potentials=potentials,
         sequence=sequence,
         sources=sources,
+        begun=begun,
+        log_weight=log_weight,
     )
     while True:
         if cancelled is not None and cancelled():

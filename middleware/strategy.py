@@ -98,6 +98,16 @@ class LawData(BaseModel):
         return Law(self.temperature, self.top_k, self.top_p, self.min_p, self.truncation)
 
 
+class HealingData(BaseModel):
+    """A prompt that may end inside a token: its end is read as bytes and drawn again, exactly.
+
+    target: which token strings count; see `midstream.middleware.bytes.healing.Healer`.
+    """
+
+    model_config = DATA
+    target: Literal["canonical", "all"] = "canonical"
+
+
 class LimitsData(BaseModel):
     """Where decoding stops. max_new_tokens: end of sequence included."""
 
@@ -124,7 +134,8 @@ class Strategy(BaseModel):
 
     constraint: what the text must satisfy; None: nothing, any text will do.
     sampler: how a token is drawn. smc: particles and resampling. law: temperature and truncation.
-    seed: from 0 to 2^64 - 1. limits: where decoding stops.
+    seed: from 0 to 2^64 - 1. limits: where decoding stops. healing: of the prompt's end; None: the
+    prompt's ids are what the model goes on from.
 
     Immutable. Raises StrategyError, which names the field, for data that is no strategy; what the
     constraint says is read by `build_constraint`.
@@ -137,6 +148,7 @@ class Strategy(BaseModel):
     law: LawData = LawData()
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] = 0
     limits: LimitsData = LimitsData()
+    healing: HealingData | None = None
 
     def __init__(self, /, **fields: Any) -> None:
         try:
@@ -202,6 +214,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "smc": SmcData,
     "law": LawData,
     "limits": LimitsData,
+    "healing": HealingData,
     "awrs": AwrsData,
     TAG + "awrs": AwrsSampler,
     **{TAG + kind: data for kind, data in KINDS.items()},

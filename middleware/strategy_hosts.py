@@ -68,6 +68,14 @@ CANNOT: tuple[CannotDo, ...] = (
         instead='1, or the host "transformers"',
         applies=lambda strategy: strategy.smc.particles > 1,
     ),
+    CannotDo(
+        hosts=("logits_processor", "sidecar_process", "vllm"),
+        field="healing",
+        what="an object",
+        why="the prompt has been read when a processor is first asked",
+        instead="`TokenHealing.prepare`, or `Bytes.Heal` of the sidecar and its ids as the prompt",
+        applies=lambda strategy: strategy.healing is not None,
+    ),
 )
 """Everything that is refused, on every host."""
 

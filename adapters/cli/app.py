@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from midstream.adapters.cli.bytes_command import EXAMPLES as BYTES_EXAMPLES
+from midstream.adapters.cli.bytes_command import bytes_
 from midstream.adapters.cli.demo_command import demo
 from midstream.adapters.cli.generate_command import EXAMPLES, generate
 from midstream.adapters.cli.serve_command import EXAMPLES as SERVE_EXAMPLES
@@ -31,6 +33,7 @@ app = typer.Typer(
 )
 app.command("generate", epilog=EXAMPLES)(generate)
 app.command("demo")(demo)
+app.command("bytes", epilog=BYTES_EXAMPLES)(bytes_)
 app.command("serve", epilog=SERVE_EXAMPLES)(serve)
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from midstream.middleware.bytes.healed_start import HealedStart, healed_start, unhealed_start
+from midstream.middleware.bytes.healing import Healer
 from midstream.middleware.errors import InputError
+from midstream.middleware.matcher import Matcher
 from midstream.middleware.particles import Particle, SMCResult
 from midstream.middleware.random import sequence_of
 from midstream.middleware.sampling import Auto
 from midstream.middleware.smc import run
 from midstream.middleware.strategy import AwrsSampler, Strategy
+
+if TYPE_CHECKING:
+    from midstream.adapters.cli.model import LoadedModel
 
 HOST = "transformers"
 
@@ -63,6 +70,27 @@ def generation(strategy: Strategy, source: str, prompt: str, report: Report) -> 
         running = sum(particle.status == "running" for particle in particles)
         report(steps, f"{running} of {len(particles)} particles running")
 
-    rows = model.host.start([ids])
-    result = run(rows, matcher, sequence=sequence_of(ids), on_step=on_step, **options)
+    start = _start(strategy, model, ids, matcher, report)
+    result = run(
+        model.host.start([start.prompt]),
+        start.matcher,
+        sequence=sequence_of(ids),
+        begun=start.begun,
+        log_weight=start.log_weight,
+        on_step=on_step,
+        **options,
+    )
     return Generation(result, name, reason)
+
+
+def _start(
+    strategy: Strategy, model: LoadedModel, ids: list[int], matcher: Matcher, report: Report
+) -> HealedStart:
+    """Where the particles begin: behind the prompt, or behind the healed one."""
+    wanted, law = strategy.healing, strategy.build_law()
+    if wanted is None:
+        return unhealed_start(ids, matcher)
+    report(0, "healing the prompt")
+    healer = Healer(model.host, model.tokenizer, target=wanted.target, law=law)
+    sequence = sequence_of(ids)
+    return healed_start(healer, ids, matcher, seed=strategy.seed, sequence=sequence)

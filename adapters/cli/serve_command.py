@@ -18,6 +18,7 @@ EXAMPLES = "\n\n".join(
         "midstream serve",
         "midstream serve --listen none --unix auto --allow-shared-memory",
         "midstream serve --model embedded --model sql=./my-model --metrics 127.0.0.1:9090",
+        "midstream serve --vllm-url http://127.0.0.1:8000 --vllm-tokenizer ./my-model",
         "midstream serve --listen 0.0.0.0:50051 --tls-certificate cert.pem --tls-key key.pem "
         "--token-file token.txt",
         "Once it is ready it prints one line of Python, with which a client begins. The log goes "
@@ -28,6 +29,7 @@ EXAMPLES = "\n\n".join(
 )
 
 _ADDRESSES = "Where it listens"
+_ENGINE = "An engine to draw from"
 _CALLERS = "Who may call (TCP; the Unix socket is the user's own)"
 _WATCHING = "Who may watch"
 
@@ -39,6 +41,34 @@ ModelOption = Annotated[
         metavar="embedded|ALIAS=DIR|ALIAS=ORG/NAME",
         help="A model to serve under an alias; give it several times, the first is the default. "
         "By default the model that ships with midstream.",
+    ),
+]
+VllmUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--vllm-url",
+        metavar="URL",
+        rich_help_panel=_ENGINE,
+        help="Serve the model of a vLLM server, as http://127.0.0.1:8000, under the alias vllm; "
+        "alone where there is no --model.",
+    ),
+]
+VllmTokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--vllm-tokenizer",
+        metavar="DIR",
+        rich_help_panel=_ENGINE,
+        help="The folder of that model's tokenizer.",
+    ),
+]
+VllmKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--vllm-key-file",
+        metavar="FILE",
+        rich_help_panel=_ENGINE,
+        help="What the vLLM server was given as --api-key.",
     ),
 ]
 Listen = Annotated[
@@ -160,6 +190,9 @@ LimitOption = Annotated[
 
 def serve(
     model: ModelOption = None,
+    vllm_url: VllmUrl = None,
+    vllm_tokenizer: VllmTokenizer = None,
+    vllm_key_file: VllmKeyFile = None,
     listen: Listen = "127.0.0.1:50051",
     unix: Unix = None,
     allow_shared_memory: SharedMemory = False,
@@ -187,7 +220,8 @@ def serve(
         return 0
     return serving.serve(
         serving.Given(
-            models=model or ["embedded"],
+            models=model or ([] if vllm_url else ["embedded"]),
+            vllm=(vllm_url, vllm_tokenizer, vllm_key_file),
             listen=listen,
             unix=unix,
             allow_shared_memory=allow_shared_memory,

@@ -11,9 +11,10 @@ import typer
 
 from midstream.adapters.sidecar.addresses import TcpAddress
 from midstream.adapters.sidecar.credentials import Tls, Token
+from midstream.adapters.sidecar.engines import EngineAddress
 from midstream.adapters.sidecar.limits import Limits
 from midstream.adapters.sidecar.logs import LEVELS, configure_logging
-from midstream.adapters.sidecar.models import sources_of
+from midstream.adapters.sidecar.models import ENGINE, Source, sources_of
 from midstream.adapters.sidecar.process import client_line, run
 from midstream.adapters.sidecar.settings import ServerSettings
 from midstream.middleware.errors import InputError
@@ -34,10 +35,11 @@ OPTIONS = {
 class Given:
     """The options of `midstream serve` as they were given.
 
-    tls: certificate, key and the authority of clients.
+    tls: certificate, key and the authority of clients. vllm: URL, tokenizer and key file.
     """
 
     models: Sequence[str]
+    vllm: tuple[str | None, str | None, Path | None]
     listen: str
     unix: str | None
     allow_shared_memory: bool
@@ -59,7 +61,7 @@ def serve(given: Given) -> int:
         raise InputError("--log-level", given.log_level, "one of " + ", ".join(LEVELS))
     try:
         settings = _settings(given)
-        sources = sources_of(given.models)
+        sources = _sources(given)
         configure_logging(given.log_level)
         number = run(
             settings,
@@ -69,6 +71,26 @@ def serve(given: Given) -> int:
     except InputError as error:
         raise _naming_the_option(error) from None
     return INTERRUPTED if number == signal.SIGINT else 0
+
+
+def _sources(given: Given) -> dict[str, Source]:
+    sources: dict[str, Source] = {**sources_of(given.models)}
+    url, tokenizer, key_file = given.vllm
+    if url is None and tokenizer is None and key_file is None:
+        return sources
+    if url is None or tokenizer is None or not url.startswith(("http://", "https://")):
+        accepted = "http://HOST:PORT or https://HOST:PORT, with --vllm-tokenizer"
+        raise InputError("--vllm-url", url or "none", accepted)
+    if ENGINE in sources:
+        raise InputError("--model", ENGINE, "an alias other than that of --vllm-url")
+    key = None
+    if key_file is not None:
+        try:
+            key = key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise InputError("--vllm-key-file", str(key_file), "a file with the key") from None
+    sources[ENGINE] = EngineAddress(url, tokenizer, key)
+    return sources
 
 
 def _settings(given: Given) -> ServerSettings:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias
 
 from midstream.adapters.sidecar.batching import Batch
 from midstream.adapters.sidecar.drawing import Draws
+from midstream.adapters.sidecar.engine_generation import EngineGeneration, engine_generation
 from midstream.adapters.sidecar.generation import METRICS, Generation, generation
-from midstream.adapters.sidecar.models import Models, ServedModel
+from midstream.adapters.sidecar.models import EngineModel, Models, ServedModel
 from midstream.adapters.sidecar.runtime import Runtime, Service
 from midstream.proto.v1 import decoding_pb2 as pb
 from midstream.proto.v1 import decoding_pb2_grpc as rpc
@@ -31,28 +33,41 @@ class Decoding(rpc.DecodingServicer):
         self._models = models
         self._draws = Draws(runtime.drawing)
         self._batches: dict[str, Batch] = {}
+        self._engines = asyncio.Semaphore(runtime.limits.engine_requests)
 
     async def Generate(  # noqa: N802  # the generated name
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
         """Events as they happen."""
-        run = await self._open(request, told=True)
-        summary = await self._to_the_end(run, context.write)
+        _, summary = await self._run(request, context.write, told=True)
         await context.write(pb.GenerateEvent(summary=summary))
 
     async def GenerateOnce(  # noqa: N802  # the generated name
         self, request: pb.GenerateRequest, context: Context
     ) -> pb.GenerateResponse:
         """The summary alone."""
-        run = await self._open(request, told=False)
-        summary = await self._to_the_end(run, _nobody)
+        run, summary = await self._run(request, _nobody, told=False)
         return pb.GenerateResponse(summary=summary, prompt_token_ids=run.prompt)
 
-    async def _open(self, request: pb.GenerateRequest, *, told: bool) -> Generation:
-        model = self._models.get(request.model)
-        telemetry, limits = self._runtime.telemetry, self._runtime.limits
+    async def _run(
+        self, request: pb.GenerateRequest, tell: Tell, *, told: bool
+    ) -> tuple[Generation | EngineGeneration, status_pb.Summary]:
+        """What a request comes to. told: whether anybody hears of its events."""
+        model = self._models.any(request.model)
+        runtime, limits = self._runtime, self._runtime.limits
+        telemetry = runtime.telemetry
+        if isinstance(model, EngineModel):
+            with telemetry.phase(METRICS, "compile"):
+                over = await runtime.compiling.run(
+                    engine_generation, model, request, limits, told=told
+                )
+            async with self._engines:
+                await tell(pb.GenerateEvent(started=over.started))
+                with telemetry.phase(METRICS, "engine"):
+                    return over, await over.run(telemetry.metrics, tell)
         with telemetry.phase(METRICS, "compile"):
-            return await self._runtime.compiling.run(generation, model, request, limits, told=told)
+            run = await runtime.compiling.run(generation, model, request, limits, told=told)
+        return run, await self._to_the_end(run, tell)
 
     async def _to_the_end(self, run: Generation, tell: Tell) -> status_pb.Summary:
         """Step by step, telling each step's events. Whatever ends it, the rows leave.

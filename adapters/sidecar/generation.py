@@ -9,9 +9,11 @@ from midstream.adapters.sidecar.admission import FIELD, Prepared, admitted, prep
 from midstream.adapters.sidecar.forwards import Logits
 from midstream.adapters.sidecar.limits import Limits
 from midstream.adapters.sidecar.metrics import Metrics
-from midstream.adapters.sidecar.models import ServedModel
+from midstream.adapters.sidecar.models import Served, ServedModel
 from midstream.adapters.sidecar.wire.errors import invalid, refused
 from midstream.adapters.sidecar.wire.results import STATUSES, resampling_message, summary_message
+from midstream.middleware.bytes.healed_start import HealedStart, healed_start, unhealed_start
+from midstream.middleware.bytes.healing import Healed
 from midstream.middleware.draw import NO_TOKEN
 from midstream.middleware.errors import InputError
 from midstream.middleware.particles import Particle
@@ -47,7 +49,13 @@ class Generation:
     """
 
     def __init__(
-        self, model: ServedModel, prompt: Sequence[int], ready: Prepared, smc: SMC, kinds: set[int]
+        self,
+        model: ServedModel,
+        prompt: Sequence[int],
+        ready: Prepared,
+        smc: SMC,
+        kinds: set[int],
+        healed: Healed | None = None,
     ) -> None:
         self.model = model
         self.prompt = prompt
@@ -57,6 +65,9 @@ class Generation:
         self.started = pb.Started(
             model=model.alias, prompt_token_ids=prompt, vocabulary_fingerprint=fingerprint
         )
+        if healed is not None:
+            self.started.overshoot = healed.overshoot
+            self.started.log_cover = healed.log_cover
         self._ready = ready
         self._smc = smc
         self._kinds = kinds
@@ -107,18 +118,39 @@ def generation(
     events to. Raises Refusal, INVALID_ARGUMENT that names the field.
     """
     strategy = admitted(request.strategy, limits)
-    asked = _kinds(request.events)
+    asked = kinds_of(request.events)
     kinds = asked if told else set()
-    prompt = _prompt(model, request, limits)
-    _check_length(model, prompt, strategy, limits)
+    prompt = prompt_of(model, request, limits)
+    check_length(model, prompt, strategy, limits)
     ready = prepared(strategy, model.vocabulary, limits)
     options = strategy.run_options()
     options["sampler"] = ready.sampler
+    sequence = sequence_of(prompt, request.occurrence)
+    start = _start(model, prompt, ready, sequence)
+    check_length(model, start.prompt, strategy, limits)
     try:
-        smc = SMC(ready.matcher, sequence=sequence_of(prompt, request.occurrence), **options)
+        smc = SMC(
+            start.matcher,
+            sequence=sequence,
+            begun=start.begun,
+            log_weight=start.log_weight,
+            **options,
+        )
     except InputError as error:
         raise invalid(error, f"{FIELD}.limits") from None
-    return Generation(model, prompt, ready, smc, kinds)
+    healed = None if strategy.healing is None else start.healed
+    return Generation(model, start.prompt, ready, smc, kinds, healed)
+
+
+def _start(
+    model: ServedModel, prompt: Sequence[int], ready: Prepared, sequence: int
+) -> HealedStart:
+    """Behind the prompt, or with its end drawn again: a forward or two before the run."""
+    strategy = ready.strategy
+    if strategy.healing is None:
+        return unhealed_start(prompt, ready.matcher)
+    healer = model.bytes.healer(strategy.healing.target, strategy.build_law())
+    return healed_start(healer, prompt, ready.matcher, seed=strategy.seed, sequence=sequence)
 
 
 def _kinds_error(got: str) -> Exception:
@@ -126,7 +158,7 @@ def _kinds_error(got: str) -> Exception:
     return refused("events", got, accepted)
 
 
-def _kinds(events: Sequence[int]) -> set[int]:
+def kinds_of(events: Sequence[int]) -> set[int]:
     if not events:
         return set(_KINDS)
     kinds = set(events)
@@ -137,7 +169,7 @@ def _kinds(events: Sequence[int]) -> set[int]:
     return kinds
 
 
-def _prompt(model: ServedModel, request: pb.GenerateRequest, limits: Limits) -> list[int]:
+def prompt_of(model: Served, request: pb.GenerateRequest, limits: Limits) -> list[int]:
     """The ids of the prompt."""
     kind = request.WhichOneof("prompt")
     if kind == "text":
@@ -157,9 +189,7 @@ def _prompt(model: ServedModel, request: pb.GenerateRequest, limits: Limits) -> 
     return ids
 
 
-def _check_length(
-    model: ServedModel, prompt: Sequence[int], strategy: Strategy, limits: Limits
-) -> None:
+def check_length(model: Served, prompt: Sequence[int], strategy: Strategy, limits: Limits) -> None:
     """Prompt and generated tokens must be what the model takes."""
     most = min(limits.prompt_tokens, model.max_tokens - 1)
     if len(prompt) > most:

@@ -24,8 +24,14 @@ class Limits:
     regions, region_bytes: shared memory of one stream.
     particles, max_new_tokens, prompt_tokens: of one request.
     prompt_bytes: of a prompt as text, before it is read.
+    byte_texts, byte_text_bytes: texts of one request for byte laws, and bytes of each.
+    beam_bytes, beam_width: of a text that a beam reads, a forward for each byte, and of the beam.
     rejects: most that a strategy may say, and what `auto` gets where it chooses awrs.
     handshake_seconds: in which a call must send its first message.
+    idle_seconds: after which a Process stream in which nothing moves is closed.
+    rows, cache_bytes: what all requests of a model have side by side, and memory for their keys and
+        values (a quarter more is taken at times).
+    engine_requests: runs over one server's engines at a time; others wait.
     workers, compile_workers: threads that draw, and threads that compile.
     """
 
@@ -43,8 +49,16 @@ class Limits:
     max_new_tokens: int = 4096
     prompt_tokens: int = 32_768
     prompt_bytes: int = 256 * KIB
+    byte_texts: int = 64
+    byte_text_bytes: int = 64 * KIB
+    beam_bytes: int = KIB
+    beam_width: int = 64
     rejects: int = 4096
     handshake_seconds: float = 5.0
+    idle_seconds: float = 600.0
+    rows: int = 1024
+    cache_bytes: int = 4 << 30
+    engine_requests: int = 32
     workers: int = 8
     compile_workers: int = 2
 

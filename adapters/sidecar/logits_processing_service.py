@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from midstream.adapters.sidecar.pool import Pool
+from midstream.adapters.sidecar.pool import MANY_PROCESSORS, Pool, processors
 from midstream.adapters.sidecar.process_handshake import opened
 from midstream.adapters.sidecar.process_stream import METRICS, ProcessStream
 from midstream.adapters.sidecar.runtime import Runtime, Service
@@ -25,9 +25,6 @@ QUICK_BYTES = 1 << 20
 
 FIRST = "a handshake, before anything else"
 
-IDLE_SECONDS = 600.0
-"""A stream in which nothing moves for so long is closed."""
-
 ALONE_SECONDS = 0.02
 """A stream that others have not interrupted for so long is answered without a change of threads,
 where that takes less than a millisecond: the change costs as much as a third of a step.
@@ -40,12 +37,10 @@ Context = Any
 class LogitsProcessing:
     """See proto/midstream/v1/logits_processing.proto."""
 
-    def __init__(
-        self, runtime: Runtime, vocabularies: Vocabularies, idle_seconds: float = IDLE_SECONDS
-    ) -> None:
+    def __init__(self, runtime: Runtime, vocabularies: Vocabularies) -> None:
         self._runtime = runtime
         self._vocabularies = vocabularies
-        self._idle_seconds = idle_seconds
+        self._few_processors = processors() < MANY_PROCESSORS
         self._latest = 0, 0.0  # which stream came last, and when
 
     async def Process(  # noqa: N802  # the generated name
@@ -105,8 +100,12 @@ class LogitsProcessing:
         named = (RegionOf(each.name, each.key, each.size_bytes) for each in handshake.regions)
         return Regions(named, most=limits.regions, most_bytes=limits.region_bytes)
 
-    def _is_alone(self, stream: ProcessStream) -> bool:
-        """Whether no other stream has come for an answer lately."""
+    def _goes_on_here(self, stream: ProcessStream) -> bool:
+        """Whether a quick step is answered in the event loop: where there are few processors, and
+        where no other stream has come for an answer lately.
+        """
+        if self._few_processors:
+            return True
         now = asyncio.get_running_loop().time()
         (other, when), self._latest = self._latest, (id(stream), now)
         return other == id(stream) or now - when > ALONE_SECONDS
@@ -118,14 +117,14 @@ class LogitsProcessing:
         context: Context,
     ) -> None:
         loop, drawing = asyncio.get_running_loop(), self._runtime.drawing
-        telemetry = self._runtime.telemetry
+        telemetry, seconds = self._runtime.telemetry, self._runtime.limits.idle_seconds
         try:
-            async with asyncio.timeout(self._idle_seconds) as idle:
+            async with asyncio.timeout(seconds) as idle:
                 async for data in requests:
-                    idle.reschedule(loop.time() + self._idle_seconds)
+                    idle.reschedule(loop.time() + seconds)
                     request = await self._parsed(data, drawing)
                     with telemetry.phase(METRICS, "draw"):
-                        if stream.is_quick(request) and self._is_alone(stream):
+                        if stream.is_quick(request) and self._goes_on_here(stream):
                             response = stream.answer(request)
                         else:
                             response = await drawing.run(stream.answer, request)
@@ -137,8 +136,7 @@ class LogitsProcessing:
                 if summary is not None:
                     await context.write(summary)
         except TimeoutError:
-            message = f"nothing moved for {self._idle_seconds:g} s"
-            raise deadline_exceeded(message) from None
+            raise deadline_exceeded(f"nothing moved for {seconds:g} s") from None
 
 
 def _add(servicer: LogitsProcessing, server: grpc.aio.Server) -> None:
@@ -150,12 +148,7 @@ def _add(servicer: LogitsProcessing, server: grpc.aio.Server) -> None:
     server.add_generic_rpc_handlers((handler,))
 
 
-def logits_processing(
-    runtime: Runtime,
-    own: Callable[[], Iterable[Vocabulary]],
-    idle_seconds: float = IDLE_SECONDS,
-) -> Service:
+def logits_processing(runtime: Runtime, own: Callable[[], Iterable[Vocabulary]]) -> Service:
     """The service. own: the vocabularies of the server's models, which handshakes may name."""
     vocabularies = Vocabularies(own, runtime.limits)
-    servicer = LogitsProcessing(runtime, vocabularies, idle_seconds)
-    return Service(NAME, _add, servicer)
+    return Service(NAME, _add, LogitsProcessing(runtime, vocabularies))

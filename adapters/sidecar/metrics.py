@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -17,7 +18,8 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 class Metrics:
     """The metrics and their registry, which is this server's own.
 
-    service: "decoding" or "logits_processing".
+    service: "decoding", "logits_processing" or "bytes".
+    What a step counts is looked up by its labels once: `labels` takes two microseconds each time.
     """
 
     def __init__(self) -> None:
@@ -37,33 +39,33 @@ class Metrics:
             buckets=REQUEST_SECONDS,
             registry=registry,
         )
-        self._tokens = Counter(
+        tokens = Counter(
             "midstream_tokens", "Tokens that were drawn.", ["service"], registry=registry
         )
-        self._draws = Counter(
+        draws = Counter(
             "midstream_draws", "Draws by their outcome.", ["service", "status"], registry=registry
         )
-        self._checks = Histogram(
+        checks = Histogram(
             "midstream_checks_per_draw",
             "Tokens that the constraint checked one by one for a draw.",
             ["service"],
             buckets=CHECKS,
             registry=registry,
         )
-        self._dead = Counter(
+        dead = Counter(
             "midstream_dead_particles",
             "Sequences that ended dead or exhausted.",
             ["service", "status"],
             registry=registry,
         )
-        self._ess = Histogram(
+        ess = Histogram(
             "midstream_effective_sample_share",
             "Effective sample size before a step's resampling, as a share of the particles.",
             ["service"],
             buckets=SHARES,
             registry=registry,
         )
-        self._step_seconds = Histogram(
+        step_seconds = Histogram(
             "midstream_step_seconds",
             "Time of a step, by phase.",
             ["service", "phase"],
@@ -73,6 +75,12 @@ class Metrics:
         self._queue = Gauge(
             "midstream_queue_depth", "Work that waits for a thread.", ["pool"], registry=registry
         )
+        self._draws_of = cache(draws.labels)
+        self._checks_of = cache(checks.labels)
+        self._dead_of = cache(dead.labels)
+        self._tokens_of = cache(tokens.labels)
+        self._ess_of = cache(ess.labels)
+        self._phase_of = cache(step_seconds.labels)
 
     def request_began(self, method: str) -> None:
         """A call was let in."""
@@ -90,20 +98,20 @@ class Metrics:
 
     def draw(self, service: str, status: Status, checks: int) -> None:
         """A draw. status: how its sequence stands after it."""
-        self._draws.labels(service, status).inc()
-        self._checks.labels(service).observe(checks)
+        self._draws_of(service, status).inc()
+        self._checks_of(service).observe(checks)
         if status in ("dead", "exhausted"):
-            self._dead.labels(service, status).inc()
+            self._dead_of(service, status).inc()
         else:
-            self._tokens.labels(service).inc()
+            self._tokens_of(service).inc()
 
     def effective_sample(self, service: str, ess: float, particles: int) -> None:
         """An effective sample size, of so many particles."""
-        self._ess.labels(service).observe(ess / particles)
+        self._ess_of(service).observe(ess / particles)
 
     def step_seconds(self, service: str, phase: str, seconds: float) -> None:
         """Time of one phase of a step."""
-        self._step_seconds.labels(service, phase).observe(seconds)
+        self._phase_of(service, phase).observe(seconds)
 
     def watch_queue(self, pool: str, depth: Callable[[], float]) -> None:
         """Read a pool's queue whenever metrics are asked for."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from midstream.adapters.sidecar.batching import Room
+from midstream.adapters.sidecar.byte_laws import ByteLaws
+from midstream.adapters.sidecar.engines import Engine, EngineAddress, connect
 from midstream.adapters.sidecar.forwards import Forwards
+from midstream.adapters.sidecar.limits import Limits
 from midstream.adapters.sidecar.logs import event
-from midstream.adapters.sidecar.wire.errors import not_found
+from midstream.adapters.sidecar.pool import processors
+from midstream.adapters.sidecar.wire.errors import not_found, refused
 from midstream.middleware.errors import InputError
 from midstream.middleware.vocabulary import Vocabulary
 
@@ -19,12 +22,8 @@ if TYPE_CHECKING:
     from midstream.adapters.transformers import TransformersHost
 
 EMBEDDED = "embedded"
-
-ROWS = 1024
-CACHE_BYTES = 4 << 30
-"""What all requests of a model may have side by side: rows, and memory for their keys and values
-(a quarter more is taken at times).
-"""
+ENGINE = "vllm"
+"""The alias of the model of a vLLM server."""
 
 ENDLESS_TOKENS = 1 << 20
 """Prompt and generated tokens together, of a model that says no limit itself."""
@@ -37,7 +36,8 @@ class ServedModel:
     """A model and what a service needs of it.
 
     max_tokens: prompt and generated tokens together. alone: why each of its requests has forward
-    passes of its own; empty where they share them. forwards: makes the rows of one server.
+    passes of its own; empty where they share them. forwards: makes the rows of one server. bytes:
+    its byte laws.
     """
 
     alias: str
@@ -47,17 +47,48 @@ class ServedModel:
     encode: Callable[[str], list[int]]
     forwards: Callable[[], Forwards]
     room: Room
+    bytes: ByteLaws
     alone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """A model that an engine draws from, for `Decoding` alone."""
+
+    alias: str
+    engine: Engine
+    host: Literal["vllm"] = "vllm"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The engine's."""
+        return self.engine.vocabulary
+
+    @property
+    def max_tokens(self) -> int:
+        """Prompt and generated tokens together."""
+        return self.engine.max_tokens
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a prompt."""
+        return self.engine.encode(text)
+
+
+Served: TypeAlias = ServedModel | EngineModel
+
+Source: TypeAlias = str | EngineAddress
+"""For `load_model`, or where an engine is."""
 
 
 class Models:
     """The models of a server; the first one is the default.
 
-    sources: for each alias "embedded", a folder, or a repository of the Hub, as `load_model` takes.
+    sources: for each alias "embedded", a folder, or a repository of the Hub, as `load_model` takes,
+        or where an engine is. limits: what all requests of one have side by side.
     Raises InputError for no model, and for an alias that is no plain word.
     """
 
-    def __init__(self, sources: Mapping[str, str]) -> None:
+    def __init__(self, sources: Mapping[str, Source], limits: Limits | None = None) -> None:
         if not sources:
             raise InputError("models", "none", "at least one model")
         for alias in sources:
@@ -65,7 +96,8 @@ class Models:
                 accepted = "letters, digits, dots, dashes and underscores, at most 64"
                 raise InputError("alias", alias, accepted)
         self._sources = dict(sources)
-        self._loaded: dict[str, ServedModel] = {}
+        self._limits = limits or Limits()
+        self._loaded: dict[str, Served] = {}
 
     @property
     def default(self) -> str:
@@ -79,19 +111,34 @@ class Models:
         """
         _spare_a_processor()
         for alias, source in self._sources.items():
-            if alias not in self._loaded:
-                model = _served(alias, source)
+            if alias in self._loaded:
+                continue
+            if isinstance(source, EngineAddress):
+                self._loaded[alias] = EngineModel(alias, connect(source))
+                event("model", alias=alias, engine=ENGINE)
+            else:
+                model = _served(alias, source, self._limits)
                 self._loaded[alias] = model
                 event("model", alias=alias, shared=not model.alone, reason=model.alone)
 
     def get(self, alias: str) -> ServedModel:
-        """A loaded model; an empty alias is the default one's. Raises Refusal, NOT_FOUND."""
+        """A loaded model that this process runs; an empty alias is the default one's.
+
+        Raises Refusal, NOT_FOUND, and INVALID_ARGUMENT for an engine's model.
+        """
+        model = self.any(alias)
+        if isinstance(model, EngineModel):
+            raise refused("model", "one that an engine runs", "one that this server runs itself")
+        return model
+
+    def any(self, alias: str) -> Served:
+        """A loaded model, whoever runs it. Raises Refusal, NOT_FOUND."""
         model = self._loaded.get(alias or self.default)
         if model is None:
             raise not_found("model", alias, "one of " + ", ".join(self._sources))
         return model
 
-    def __iter__(self) -> Iterator[ServedModel]:
+    def __iter__(self) -> Iterator[Served]:
         """Those that are loaded, the default one first."""
         return iter([self._loaded[alias] for alias in self._sources if alias in self._loaded])
 
@@ -122,14 +169,10 @@ def _spare_a_processor() -> None:
     """A thread of torch that waits for its processor keeps all the others spinning."""
     import torch
 
-    if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-    else:
-        processors = os.cpu_count() or 1
-    torch.set_num_threads(max(min(torch.get_num_threads(), processors - 1), 1))
+    torch.set_num_threads(max(min(torch.get_num_threads(), processors() - 1), 1))
 
 
-def _served(alias: str, source: str) -> ServedModel:
+def _served(alias: str, source: str, limits: Limits) -> ServedModel:
     from midstream.adapters.cli.model import load_model
     from midstream.adapters.sidecar.shareable import token_bytes, why_not_shared
     from midstream.adapters.sidecar.shared_rows import SharedRows
@@ -151,6 +194,7 @@ def _served(alias: str, source: str) -> ServedModel:
         max_tokens=host.context_length or ENDLESS_TOKENS,
         encode=loaded.encode,
         forwards=(lambda: SingleRows(host)) if alone else (lambda: SharedRows(host)),
-        room=Room(ROWS, CACHE_BYTES // size),
+        room=Room(limits.rows, limits.cache_bytes // size),
+        bytes=ByteLaws(host),
         alone=alone,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from midstream.adapters.sidecar.models import Models, ServedModel
+from midstream.adapters.sidecar.models import Models, Served
 from midstream.adapters.sidecar.runtime import Service
 from midstream.proto.v1 import models_pb2 as pb
 from midstream.proto.v1 import models_pb2_grpc as rpc
@@ -22,7 +22,7 @@ class ModelsServicer(rpc.ModelsServicer):
         self, request: pb.GetModelRequest, context: Any
     ) -> pb.Model:
         """One model."""
-        return self._message(self._models.get(request.model))
+        return self._message(self._models.any(request.model))
 
     async def List(  # noqa: N802  # the generated name
         self, request: pb.ListModelsRequest, context: Any
@@ -30,7 +30,7 @@ class ModelsServicer(rpc.ModelsServicer):
         """All of them, the default one first."""
         return pb.ListModelsResponse(models=map(self._message, self._models))
 
-    def _message(self, model: ServedModel) -> pb.Model:
+    def _message(self, model: Served) -> pb.Model:
         vocabulary = model.vocabulary
         return pb.Model(
             model=model.alias,

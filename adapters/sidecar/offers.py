@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask, pack_mask, unpack_mask
+from midstream.kernels.truncation import truncated_set
 from midstream.middleware.finish import why_dead, why_unusable
 from midstream.middleware.law import Law
 from midstream.middleware.matcher import Matcher, State, fault
@@ -81,4 +82,11 @@ def _truncated(logits: npt.NDArray[Any], bits: Mask, law: Law) -> Mask:
     allowed = unpack_mask(bits, logits.size)
     if law.truncation == "after_mask":
         logits = np.where(allowed, logits, logits.dtype.type(-np.inf))
-    return pack_mask(allowed & law.survivors(logits))
+    kept = truncated_set(
+        logits,
+        inverse_temperature=law.inverse_temperature,
+        top_k=law.top_k,
+        top_p=law.top_p,
+        min_p=law.min_p,
+    )
+    return pack_mask(allowed & kept)

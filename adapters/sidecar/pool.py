@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from midstream.adapters.sidecar.metrics import Metrics
 
+MANY_PROCESSORS = 3
+"""Where there are fewer, and a client has one, a step gains nothing by another thread."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Pool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from midstream.adapters.sidecar.addresses import TcpAddress
 from midstream.adapters.sidecar.assembly import sidecar
+from midstream.adapters.sidecar.models import Source
 from midstream.adapters.sidecar.server import Sidecar
 from midstream.adapters.sidecar.settings import ServerSettings
 
@@ -18,7 +19,7 @@ Ready = Callable[[Sidecar], None]
 ANY_HOST = ("0.0.0.0", "::")
 
 
-def run(settings: ServerSettings, sources: Mapping[str, str], on_ready: Ready) -> int:
+def run(settings: ServerSettings, sources: Mapping[str, Source], on_ready: Ready) -> int:
     """Serve until SIGTERM or SIGINT, whose number it returns.
 
     A second signal ends it without the rest of the grace. on_ready: called once it is ready.
@@ -27,7 +28,7 @@ def run(settings: ServerSettings, sources: Mapping[str, str], on_ready: Ready) -
     return asyncio.run(_serve(settings, sources, on_ready))
 
 
-async def _serve(settings: ServerSettings, sources: Mapping[str, str], on_ready: Ready) -> int:
+async def _serve(settings: ServerSettings, sources: Mapping[str, Source], on_ready: Ready) -> int:
     server = sidecar(settings, sources)
     told: list[int] = []
     ends: list[asyncio.Task[None]] = []

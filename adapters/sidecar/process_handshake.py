@@ -9,6 +9,7 @@ from midstream.adapters.sidecar.groups import SequenceGroup
 from midstream.adapters.sidecar.limits import Limits
 from midstream.adapters.sidecar.particle_group import ParticleGroup
 from midstream.adapters.sidecar.protocol import ANSWERS, LOGITS_TYPES, VERSION, Answer
+from midstream.adapters.sidecar.step_rows import padded_size
 from midstream.adapters.sidecar.vocabularies import Vocabularies
 from midstream.adapters.sidecar.wire.errors import invalid, not_found
 from midstream.logits_processors.fit import SPARE_IDS, SPARE_SHARE
@@ -34,18 +35,17 @@ _OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a handshake came to."""
+    """What a handshake came to.
+
+    is_automaton: whether masks are drawn from, each of which is cheap whatever the state.
+    """
 
     vocabulary: Vocabulary
     prepared: Prepared
     group: SequenceGroup | ParticleGroup
     row_size: int
     dtype: int
-
-    @property
-    def is_automaton(self) -> bool:
-        """Whether masks are drawn from, each of which is cheap whatever the state."""
-        return self.prepared.name == "mask" and isinstance(self.prepared.matcher, Finishing)
+    is_automaton: bool
 
     @property
     def ready(self) -> pb.ProcessResponse:
@@ -81,7 +81,8 @@ def opened(handshake: pb.Handshake, vocabularies: Vocabularies, limits: Limits) 
             error = type(error)(_OPTIONS[error.argument], error.got, error.accepted)
             raise invalid(error, "strategy") from None
         raise invalid(error, "" if error.argument.startswith("strategy") else "handshake") from None
-    return Opened(vocabulary, ready, group, row_size, handshake.dtype)
+    automaton = ready.name == "mask" and isinstance(ready.matcher, Finishing)
+    return Opened(vocabulary, ready, group, row_size, handshake.dtype, automaton)
 
 
 def _checked(handshake: pb.Handshake, strategy: Strategy) -> Answer:
@@ -142,7 +143,8 @@ def _group(
     if answer == "token" and handshake.strategy.HasField("smc"):
         options = strategy.run_options()
         options["sampler"] = ready.sampler
-        return ParticleGroup(SMC(ready.matcher, sequence=handshake.sequence, **options), row_size)
+        smc = SMC(ready.matcher, sequence=handshake.sequence, **options)
+        return ParticleGroup(smc, padded_size(row_size))
     return SequenceGroup(
         ready.matcher,
         answer=answer,
@@ -150,6 +152,6 @@ def _group(
         law=strategy.build_law(),
         seed=strategy.seed,
         max_new_tokens=strategy.limits.max_new_tokens,
-        row_size=row_size,
+        row_size=padded_size(row_size) if answer == "token" else row_size,
         most=limits.sequences,
     )

@@ -16,6 +16,7 @@ from midstream.adapters.sidecar.metrics import Metrics
 from midstream.adapters.sidecar.particle_group import Grown, ParticleGroup
 from midstream.adapters.sidecar.process_handshake import Opened
 from midstream.adapters.sidecar.sequences import Answered, RowOf, Stepped
+from midstream.adapters.sidecar.step_rows import StepRows
 from midstream.adapters.sidecar.wire.results import (
     STATUSES,
     resampling_message,
@@ -42,6 +43,7 @@ class ProcessStream:
         self._regions = regions
         self._metrics = metrics
         self._number = 0
+        self._rows = StepRows(opened.row_size, opened.dtype)
 
     @property
     def over(self) -> bool:
@@ -138,12 +140,12 @@ class ProcessStream:
     def _logits(self, step: pb.Step, rows: int) -> npt.NDArray[Any] | None:
         if not step.HasField("logits"):
             return None
+        group, name = self._opened.group, "step.logits"
+        if isinstance(group, ParticleGroup) or group.answer == "token":
+            return self._rows.read(step.logits, self._regions, name, rows)
+        shape = rows, self._opened.row_size
         return array_from(
-            step.logits,
-            self._regions,
-            name="step.logits",
-            dtype=self._opened.dtype,
-            shape=(rows, self._opened.row_size),
+            step.logits, self._regions, name=name, dtype=self._opened.dtype, shape=shape
         )
 
     def _answered(self, number: int, answered: Answered) -> pb.Result:

@@ -16,19 +16,22 @@ class Runtime:
     """Bounds, threads and telemetry.
 
     compiling: threads for vocabularies and constraints. drawing: threads for steps, which a slow
-    compilation does not hold up. allow_shared_memory: whether streams may register regions.
+    compilation does not hold up. reading: the thread for byte laws. allow_shared_memory: whether
+    streams may register regions.
     """
 
     limits: Limits
     compiling: Pool
     drawing: Pool
     telemetry: Telemetry
+    reading: Pool
     allow_shared_memory: bool = False
 
     def close(self) -> None:
         """Let go of the threads."""
         self.compiling.close()
         self.drawing.close()
+        self.reading.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +52,5 @@ def open_runtime(
     """A runtime with threads of its own, to be closed."""
     compiling = Pool("compile", limits.compile_workers, telemetry.metrics)
     drawing = Pool("draw", limits.workers, telemetry.metrics)
-    return Runtime(limits, compiling, drawing, telemetry, allow_shared_memory)
+    reading = Pool("read", 1, telemetry.metrics)
+    return Runtime(limits, compiling, drawing, telemetry, reading, allow_shared_memory)

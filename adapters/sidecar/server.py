@@ -64,6 +64,7 @@ class Sidecar:
         self._metrics: MetricsServer | None = None
         self._socket: UnixSocket | None = None
         self._ended = asyncio.Event()
+        self._listens = False
         self._ending = False
         self._closing = False
 
@@ -107,6 +108,7 @@ class Sidecar:
             self._metrics = MetricsServer(self.settings.metrics, registry)
         await status.alive()
         await self._server.start()
+        self._listens = True
         event("listening", addresses=self.addresses, metrics=self.metrics_address)
         if self._load is not None:
             await in_daemon_thread("load", self._load)
@@ -178,6 +180,8 @@ class Sidecar:
             return
         self._closing = True
         if self._server is not None:
+            if not self._listens:  # gRPC closes the ports of a server that was started, alone
+                await self._server.start()
             await self._server.stop(None)
         if self._metrics is not None:
             await in_daemon_thread("metrics", self._metrics.close)

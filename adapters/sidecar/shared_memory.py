@@ -15,8 +15,9 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from midstream.middleware.errors import InputError
 
@@ -77,22 +78,31 @@ class Regions:
         Raises InputError for a region that was not registered, and for bytes that it does not, or
         no longer, have.
         """
+        if len(self._buffer) < size_bytes:
+            self._check_place(region, offset, size_bytes)
+            self._buffer = memoryview(bytearray(size_bytes))
+        view = self._buffer[:size_bytes]
+        self.read_into(region, offset, [view])
+        return view
+
+    def read_into(self, region: str, offset: int, parts: Sequence[Any]) -> None:
+        """Copy what lies from `offset` on into buffers, one after another. Raises as `read`."""
+        views = [memoryview(part).cast("B") for part in parts]
+        self._check_place(region, offset, sum(map(len, views)))
+        with self._lock:  # `close` must not free a number that is being read from
+            for view in views:
+                if self._copy(region, offset, view) < len(view):
+                    accepted = "one that keeps its size"
+                    raise InputError(f"{PLACE}.region", "one that became shorter", accepted)
+                offset += len(view)
+
+    def _check_place(self, region: str, offset: int, size_bytes: int) -> None:
         if region not in self._open:
             raise InputError(f"{PLACE}.region", region, "one of the handshake's regions")
         if offset + size_bytes > self._open[region][1]:
             got = f"{offset} to {offset + size_bytes}"
             accepted = f"bytes from 0 to {self._open[region][1]}"
             raise InputError(f"{PLACE}.offset", got, accepted)
-        if len(self._buffer) < size_bytes:
-            self._buffer = memoryview(bytearray(size_bytes))
-        view = self._buffer[:size_bytes]
-        with self._lock:  # `close` must not free a number that is being read from
-            done = self._copy(region, offset, view)
-        if done < size_bytes:
-            raise InputError(
-                f"{PLACE}.region", "one that became shorter", "one that keeps its size"
-            )
-        return view
 
     def _copy(self, region: str, offset: int, view: memoryview) -> int:
         """How many bytes there were."""

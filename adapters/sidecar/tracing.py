@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, Tracer
 
 NAME = "midstream.sidecar"
 
 PHASE_SPANS = 64
 """Of one call. A long one has thousands of phases: all of them are counted on the call's span."""
+
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +79,19 @@ class Tracing:
             _call.reset(token)
             call.end()
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """A phase of the current call; nothing outside of one."""
-        call = _call.get()
-        if self._tracer is None or call is None:
-            yield
-            return
+        if self._tracer is None or (call := _call.get()) is None:
+            return _NOTHING
+        return self._phase(self._tracer, call, name)
+
+    @contextmanager
+    def _phase(self, tracer: Tracer, call: _Call, name: str) -> Iterator[None]:
         from opentelemetry.trace import set_span_in_context
 
         call.counts[name] += 1
         few = call.counts.total() <= PHASE_SPANS
-        span = self._tracer.start_span(name, set_span_in_context(call.span)) if few else None
+        span = tracer.start_span(name, set_span_in_context(call.span)) if few else None
         begin = time.perf_counter()
         try:
             yield

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from midstream.adapters.transformers.custom_generate import ParticleDecoding, SMCOutput, smc
+from midstream.adapters.transformers.healing import HealedDecoding, heal
 from midstream.adapters.transformers.host import StaticSize, TransformersHost, TransformersRows
 
 __all__ = [
+    "HealedDecoding",
     "ParticleDecoding",
     "SMCOutput",
     "StaticSize",
     "TransformersHost",
     "TransformersRows",
+    "heal",
     "smc",
 ]

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache, StaticCache
 
+from midstream.adapters.transformers.tree import TransformersTree, reads_trees
 from midstream.logits_processors.fit import check_row_size
+from midstream.middleware.bytes.tree import RowsTree, Tree
 from midstream.middleware.end_of_sequence import end_of_sequence_ids
 from midstream.middleware.errors import InputError
 from midstream.middleware.vocabulary import Vocabulary
@@ -41,6 +43,7 @@ class TransformersHost:
     static: the size of a StaticCache to use in the place of a DynamicCache. The batch then stays
         `static.rows` rows, the spare ones of which compute nothing that is used, and a row's logits
         are the same bits in any company.
+    tokenizer: None where a Vocabulary was given. row_size: the ids of a row of logits.
     forwarded_tokens: how many tokens the model has read, padding and spare rows among them. One
         prompt of L tokens and G advanced rows make L + G.
     Raises VocabularyError where the model's row of logits does not fit the tokenizer.
@@ -50,6 +53,7 @@ class TransformersHost:
         if model.config.is_encoder_decoder:
             raise InputError("model", type(model).__name__, "a model with a decoder only")
         self.model = model
+        self.tokenizer = None if isinstance(tokenizer, Vocabulary) else tokenizer
         self.static = static
         self.forwarded_tokens = 0
         text_config = model.config.get_text_config(decoder=True)
@@ -59,8 +63,8 @@ class TransformersHost:
         else:
             eos_ids = end_of_sequence_ids(tokenizer, model.config, model.generation_config)
             self._vocabulary = Vocabulary.from_tokenizer(tokenizer, eos_ids=eos_ids)
-        self._size = int(text_config.vocab_size)
-        check_row_size(self._vocabulary, self._size)
+        self.row_size = int(text_config.vocab_size)
+        check_row_size(self._vocabulary, self.row_size)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -108,6 +112,19 @@ class TransformersHost:
 
         return TransformersRows(self, read, cache, mask, lengths)
 
+    def tree(self, prompts: Sequence[Sequence[int]]) -> tuple[Tree, Tensor]:
+        """A tree of tokens behind each prompt, and the logits behind the prompts [R, V].
+
+        Every token is read once where the model takes a mask of ancestors (attention "eager" or
+        "sdpa" over all positions, a DynamicCache); elsewhere whole token strings are read again.
+        Raises InputError as `start` does.
+        """
+        rows = self.start(prompts)
+        if not reads_trees(self):
+            return RowsTree(self, prompts), rows.logits
+        logits = rows.logits
+        return TransformersTree(self, rows._cache, [len(prompt) for prompt in prompts]), logits
+
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise InputError(
@@ -121,11 +138,11 @@ class TransformersHost:
             )
         for prompt in prompts:
             self.check_length(len(prompt))
-            if not 0 <= min(prompt) <= max(prompt) < self._size:
+            if not 0 <= min(prompt) <= max(prompt) < self.row_size:
                 raise InputError(
                     "prompts",
                     f"ids {min(prompt)} to {max(prompt)}",
-                    f"ids from 0 to {self._size - 1}",
+                    f"ids from 0 to {self.row_size - 1}",
                 )
 
     def _cache(self) -> Any:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from midstream.middleware.budget import within_budget
 from midstream.middleware.constraints import Constraint
 from midstream.middleware.constraints.cache import BuiltOnce
 from midstream.middleware.matcher import Matcher
+from midstream.middleware.strategy import Strategy
 from midstream.middleware.vocabulary import Vocabulary
 
 PATIENCE_SECONDS = 0.05
-"""How long a step waits for a constraint."""
+"""How long steps wait for a constraint, all those together that ask for it."""
 
 FUTURES_KEPT = 256
 THREADS = 4
@@ -22,27 +26,57 @@ class StillCompilingError(Exception):
     """A constraint that needs longer than a step can wait. The next request may find it ready."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A strategy's constraint, read where it is compiled: a long pattern takes its time to parse.
+
+    text: the constraint of a strategy as JSON, null for none.
+    """
+
+    text: str
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> Unread:
+        """That of a strategy."""
+        data = strategy.constraint
+        return cls("null" if data is None else data.model_dump_json())
+
+    def compile(self, vocabulary: Vocabulary) -> Matcher:
+        """See `Constraint.compile`."""
+        return Strategy(constraint=json.loads(self.text)).build_constraint().compile(vocabulary)
+
+
 class Compiler:
     """Compiles constraints for one vocabulary, each once, on a few threads of its own."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._threads = ThreadPoolExecutor(THREADS, "midstream-compile")
-        self._futures: BuiltOnce[Constraint, Future[Matcher]] = BuiltOnce(FUTURES_KEPT)
+        self._begun: BuiltOnce[Constraint, tuple[Future[Matcher], float]]
+        self._begun = BuiltOnce(FUTURES_KEPT)
 
     def start(self, constraint: Constraint) -> Future[Matcher]:
         """The matcher to be. A failure is kept, so that asking again does not compile again."""
-        return self._futures.get(
-            constraint, lambda: self._threads.submit(constraint.compile, self.vocabulary)
-        )
+        return self._start(constraint)[0]
+
+    def _start(self, constraint: Constraint) -> tuple[Future[Matcher], float]:
+        """The matcher to be, and when it was begun."""
+
+        def begin() -> tuple[Future[Matcher], float]:
+            return self._threads.submit(constraint.compile, self.vocabulary), time.monotonic()
+
+        return self._begun.get(constraint, begin)
 
     def matcher(self, constraint: Constraint, max_new_tokens: int) -> Matcher:
         """The matcher, within a budget of tokens.
 
         Raises ConstraintError where it does not compile, and StillCompilingError.
         """
+        future, begun = self._start(constraint)
         try:
-            matcher = self.start(constraint).result(timeout=PATIENCE_SECONDS)
+            # One that takes longer is not waited for again by each request that asks for it.
+            waited = time.monotonic() - begun
+            matcher = future.result(timeout=max(0.0, PATIENCE_SECONDS - waited))
         except TimeoutError:
             what = (
                 f"the constraint is still compiling after {PATIENCE_SECONDS * 1000:.0f} ms; "

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from midstream.adapters.vllm.engines import Asked, OfflineEngine, engine_of
 from midstream.adapters.vllm.request import ARGUMENT
+from midstream.adapters.vllm.rows import EngineRows, read_offline
 from midstream.adapters.vllm.segment_requests import fields_of, key_of, prompt_of, segment_of
 from midstream.adapters.vllm.vocabulary import engine_vocabulary
-from midstream.adapters.vllm.weights import read_records
+from midstream.adapters.vllm.weights import told_of
 from midstream.middleware.errors import InputError, StrategyError
 from midstream.middleware.segments import Continuation, Segment
 from midstream.middleware.strategy import Strategy
@@ -17,6 +19,7 @@ from midstream.middleware.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vllm import LLM
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 _POLL_SECONDS = 0.01
 _NEEDED = (
@@ -26,25 +29,45 @@ _NEEDED = (
 
 
 class VllmHost:
-    """A host over `vllm.LLM`, as `Segments`: see `midstream.middleware.segments.run_segments`.
+    """A host over `vllm.LLM` or `AsyncLLM`, as `Segments`: see
+    `midstream.middleware.segments.run_segments`.
 
     Particles are requests of one engine batch; a continued one is a longer prompt, which hits the
-    prefix cache. Raises InputError for an engine without our processor or worker extension.
+    prefix cache. Of an AsyncLLM this is for other threads than the one that runs its event loop.
+    Raises InputError for an engine without our processor or worker extension.
     """
 
-    def __init__(self, llm: LLM) -> None:
-        self._llm = llm
+    def __init__(self, llm: LLM | AsyncLLM) -> None:
+        self._llm: Any = llm
+        self._engine = engine_of(llm)
         try:
-            llm.collective_rpc("midstream_records", args=([],))
-        except (AttributeError, NotImplementedError, ValueError) as error:
-            raise InputError("llm", "an engine without the worker extension", _NEEDED) from error
-        self._vocabulary = engine_vocabulary(llm.llm_engine.vllm_config)
+            self._engine.call("midstream_vocabulary")
+        except Exception as error:  # whatever way the workers refuse it
+            raise InputError("llm", f"an engine that fails ({error})", _NEEDED) from error
+        self._vocabulary = engine_vocabulary(self._engine.config)
         self._requests = 0
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The model's vocabulary."""
         return self._vocabulary
+
+    @property
+    def tokenizer(self) -> Any:
+        """The engine's own."""
+        return self._llm.get_tokenizer()
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> EngineRows:
+        """Prompts whose next-token laws are wanted, as `Rows`: for byte laws and exact healing.
+
+        The logits are log probabilities at temperature 1, read by requests of one token. Raises
+        InputError for an engine that does not show all of them: it needs `max_logprobs=-1`; and
+        for AsyncLLM.
+        """
+        llm, size = self._llm, len(self._vocabulary)
+        if not isinstance(self._engine, OfflineEngine):
+            raise InputError("llm", "AsyncLLM, whose laws are not read", "vllm.LLM")
+        return EngineRows(lambda asked: read_offline(llm, asked, size), prompts)
 
     def prepare(self, strategy: Strategy) -> None:
         """Compile a strategy's constraint in the engine, and wait for it.
@@ -53,7 +76,7 @@ class VllmHost:
         """
         text = strategy.model_dump_json(exclude_unset=True)
         while True:
-            state, reason = self._llm.collective_rpc("midstream_prepare", args=(text,))[0]
+            state, reason = self._engine.call("midstream_prepare", text)
             if state == "failed":
                 accepted = f"a constraint that compiles ({reason})"
                 raise StrategyError("strategy.constraint", "one that does not", accepted)
@@ -70,28 +93,17 @@ class VllmHost:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Segment]:
         """See `Segments.extend`. A cancelled run is aborted in the engine within one step."""
-        engine = self._llm.llm_engine
-        asked: dict[str, int] = {}
-        for index, prefix in enumerate(prefixes):
+        asked: list[Asked] = []
+        for prefix in prefixes:
             self._requests += 1
             name = f"midstream-{prefix.run}-{self._requests}"
-            engine.add_request(
-                name, {"prompt_token_ids": prompt_of(prefix)}, _params(prefix, steps, strategy)
-            )
-            asked[name] = index
-        answers: list[Any] = [None] * len(prefixes)
-        while engine.has_unfinished_requests():
-            if cancelled is not None and cancelled():
-                engine.abort_request(list(asked))
-                break
-            for output in engine.step():
-                if output.request_id in asked:
-                    answers[asked[output.request_id]] = output.outputs[0]
-        return self._segments(prefixes, answers)
+            asked.append((name, prompt_of(prefix), _params(prefix, steps, strategy)))
+        return self._segments(prefixes, self._engine.complete(asked, cancelled))
 
     def _segments(self, prefixes: Sequence[Continuation], answers: list[Any]) -> list[Segment]:
         done = [i for i, answer in enumerate(answers) if answer is not None]
-        rows = read_records(self._llm, [key_of(prefixes[i]) for i in done])
+        keys = [key_of(prefixes[i]) for i in done]
+        rows = told_of(keys, self._engine.call("midstream_records", keys))
         found = dict(zip(done, rows, strict=True))
         return [
             segment_of(prefix, answers[i].token_ids, answers[i].finish_reason, found[i])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from midstream.middleware.draw import Status
@@ -18,6 +18,10 @@ from midstream.middleware.draw import Status
 KEYS = 16_384
 RECORDS = 4_000_000
 SECONDS = 3600.0
+
+
+Place = tuple[str, int, int]
+"""Key, sequence and position of a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,16 @@ class Records:
     def __len__(self) -> int:
         return self._count
 
-    def write(self, key: str, sequence: int, position: int, record: Record) -> None:
-        """Put a record in its place."""
+    def write(self, drawn: Iterable[tuple[Place, Record]]) -> None:
+        """Put records in their places: those of one step together."""
+        now = self._clock()
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                entry = self._entries[key] = _Entry(self._clock())
-            self._count += (sequence, position) not in entry.positions
-            entry.positions[sequence, position] = record
+            for (key, sequence, position), record in drawn:
+                entry = self._entries.get(key)
+                if entry is None:
+                    entry = self._entries[key] = _Entry(now)
+                self._count += (sequence, position) not in entry.positions
+                entry.positions[sequence, position] = record
             self._forget()
 
     def read(self, key: str) -> Mapping[tuple[int, int], Record] | None:

@@ -22,8 +22,8 @@ from midstream.middleware.strategy import Strategy
 from midstream.middleware.strategy_errors import strategy_error
 
 ARGUMENT = "midstream"
-LONGEST_TEXT = 1_000_000
-"""Characters of the JSON text of a request."""
+LONGEST_TEXT = 32_000
+"""Characters of a request as JSON text: it is read in a server's event loop."""
 
 Id = Annotated[str, Field(strict=True, min_length=16, max_length=128, pattern=r"^[\w.-]+$")]
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
@@ -80,6 +80,8 @@ def asked_of(params: Any) -> Asked | None:
     value = extra[ARGUMENT]
     if isinstance(value, str):
         value = _json(value)
+    elif isinstance(value, Mapping):
+        _check_length(json.dumps(value))
     if not isinstance(value, Mapping):
         accepted = 'an object, or JSON text of one: {"strategy": {...}}'
         raise StrategyError(ARGUMENT, type(value).__name__, accepted)
@@ -93,8 +95,11 @@ def asked_of(params: Any) -> Asked | None:
 def plan_of(params: Any) -> RequestPlan | None:
     """The plan of a request; None where it asks for nothing. Raises InputError."""
     asked = asked_of(params)
-    if asked is None:
-        return None
+    return None if asked is None else plan_from(asked, params)
+
+
+def plan_from(asked: Asked, params: Any) -> RequestPlan:
+    """The plan of a request that asks for this. Raises InputError."""
     try:
         strategy = Strategy(**asked.strategy)
     except InputError as fault:
@@ -113,12 +118,16 @@ def plan_of(params: Any) -> RequestPlan | None:
 
 
 def _json(text: str) -> Any:
-    if len(text) > LONGEST_TEXT:
-        raise StrategyError(ARGUMENT, f"{len(text)} characters", f"at most {LONGEST_TEXT}")
+    _check_length(text)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise StrategyError(ARGUMENT, text[:80], f"valid JSON ({error})") from None
+
+
+def _check_length(text: str) -> None:
+    if len(text) > LONGEST_TEXT:
+        raise StrategyError(ARGUMENT, f"{len(text)} characters", f"at most {LONGEST_TEXT}")
 
 
 def _law(params: Any, strategy: Strategy) -> Law:

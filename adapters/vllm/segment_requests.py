@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ from midstream.adapters.vllm.weights import RecordsLostError, by_sequence, weigh
 from midstream.adapters.vllm.worker_extension import PlainRecord
 from midstream.middleware.segments import Continuation, Segment
 from midstream.middleware.strategy import Strategy
+
+GENERATE = "/inference/v1/generate"
+"""The path for token ids in and out, of servers started with `--enable-scale-out`."""
+
+COMPLETIONS = "/v1/completions"
 
 
 def key_of(prefix: Continuation) -> str:
@@ -42,6 +48,27 @@ def fields_of(prefix: Continuation, steps: int, strategy: Strategy) -> dict[str,
                 "sequence": prefix.sequence,
             },
         },
+    }
+
+
+def generate_body(prefix: Continuation, steps: int, strategy: Strategy) -> dict[str, Any]:
+    """The body of a request to `GENERATE`."""
+    fields = fields_of(prefix, steps, strategy)
+    asked = fields.pop(ARGUMENT)
+    params = {**fields, "detokenize": False, "extra_args": {ARGUMENT: asked}}
+    return {"token_ids": prompt_of(prefix), "sampling_params": params}
+
+
+def completion_body(prefix: Continuation, steps: int, strategy: Strategy) -> dict[str, Any]:
+    """The body of a request to `COMPLETIONS`."""
+    fields = fields_of(prefix, steps, strategy)
+    asked = fields.pop(ARGUMENT)
+    return {
+        **fields,
+        "prompt": prompt_of(prefix),
+        "return_token_ids": True,
+        "add_special_tokens": False,
+        "vllm_xargs": {ARGUMENT: json.dumps(asked)},
     }
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
 
-from midstream.adapters.vllm.request import ARGUMENT
-from midstream.adapters.vllm.segment_requests import fields_of, key_of, prompt_of, segment_of
+from midstream.adapters.vllm.rows import EngineRows, Float32, of_named, request_of
+from midstream.adapters.vllm.segment_requests import (
+    COMPLETIONS,
+    GENERATE,
+    completion_body,
+    generate_body,
+    key_of,
+    segment_of,
+)
+from midstream.adapters.vllm.waiting import finished_or_cancelled
 from midstream.adapters.vllm.weights import RecordsLostError
 from midstream.adapters.vllm.worker_extension import PlainRecord
 from midstream.middleware.errors import StrategyError, VocabularyError
@@ -19,7 +27,6 @@ from midstream.middleware.strategy import Strategy
 from midstream.middleware.vocabulary import Vocabulary
 
 CONNECTIONS = 64
-_POLL_SECONDS = 0.02
 
 
 class EngineError(RuntimeError):
@@ -33,7 +40,8 @@ class VllmServerHost:
         be the same. model: its name there, as it comes the only one. api_key: of `--api-key`.
     timeout_s: for the answer to one request.
     The server needs our processor, worker extension and endpoint plugin, see docs/vllm.md. Token
-    ids go in and come out. A request that fails is sent again as it was, up to `retries` times: it
+    ids go in and come out, by `/inference/v1/generate` where the server has it, else by
+    `/v1/completions`. A request that fails is sent again as it was, up to `retries` times: it
     has a name of its own and is counted once. Raises EngineError where the server is gone,
     VocabularyError for another model's tokenizer, StrategyError for what the server refuses.
     """
@@ -48,6 +56,7 @@ class VllmServerHost:
         timeout_s: float = 300.0,
         retries: int = 2,
     ) -> None:
+        self.tokenizer = tokenizer
         self._retries = retries
         self._runner = asyncio.Runner()
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -61,11 +70,21 @@ class VllmServerHost:
         self._vocabulary = _same_vocabulary(tokenizer, told)
         served = self._runner.run(self._get("/v1/models"))["data"]
         self._model = model or str(served[0]["id"])
+        self._path, self._body = self._runner.run(self._offered())
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The model's vocabulary."""
         return self._vocabulary
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> EngineRows:
+        """Prompts whose next-token laws are wanted, as `Rows`: for byte laws and exact healing.
+
+        The logits are log probabilities at temperature 1, read by requests of one token. Reading
+        them raises StrategyError for a server that does not show all of them: it needs
+        `--max-logprobs -1`.
+        """
+        return EngineRows(lambda asked: self._runner.run(self._laws(asked)), prompts)
 
     def close(self) -> None:
         """Close all connections."""
@@ -108,13 +127,7 @@ class VllmServerHost:
             tasks = [
                 group.create_task(self._complete(prefix, steps, strategy)) for prefix in prefixes
             ]
-            if cancelled is not None:
-                while not all(task.done() for task in tasks):
-                    if cancelled():
-                        for task in tasks:
-                            task.cancel()
-                        break
-                    await asyncio.wait(tasks, timeout=_POLL_SECONDS)
+            await finished_or_cancelled(tasks, cancelled)
         done = [i for i, task in enumerate(tasks) if not task.cancelled()]
         records = await self._records([key_of(prefixes[i]) for i in done])
         segments = [Segment((), 0.0, 0, "cancelled", "stopped in the middle of it")] * len(prefixes)
@@ -128,19 +141,30 @@ class VllmServerHost:
     async def _complete(
         self, prefix: Continuation, steps: int, strategy: Strategy
     ) -> dict[str, Any]:
-        fields = fields_of(prefix, steps, strategy)
-        asked = fields.pop(ARGUMENT)
-        body = {
-            **fields,
-            "model": self._model,
-            "prompt": prompt_of(prefix),
-            "return_token_ids": True,
-            "add_special_tokens": False,
-            "vllm_xargs": {ARGUMENT: json.dumps(asked)},
-        }
-        answer = await self._post("/v1/completions", body)
+        body = self._body(prefix, steps, strategy)
+        answer = await self._post(self._path, {**body, "model": self._model})
         choice: dict[str, Any] = answer["choices"][0]
         return choice
+
+    async def _offered(self) -> tuple[str, Callable[..., dict[str, Any]]]:
+        """Where token ids go in and out.
+
+        An empty request is refused as one where the path is open, else with 403 or 404.
+        """
+        try:
+            response = await self._client.post(GENERATE, json={})
+        except httpx.TransportError as error:
+            raise EngineError(f"{self._client.base_url}: {type(error).__name__}: {error}") from None
+        if response.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY):
+            return GENERATE, generate_body
+        return COMPLETIONS, completion_body
+
+    async def _laws(self, prompts: Sequence[Sequence[int]]) -> Float32:
+        size = len(self._vocabulary)
+        bodies = [{**request_of(prompt, size), "model": self._model} for prompt in prompts]
+        answers = await asyncio.gather(*(self._post("/v1/completions", body) for body in bodies))
+        found = [answer["choices"][0]["logprobs"]["top_logprobs"][0] for answer in answers]
+        return np.stack([of_named(each, size) for each in found])
 
     async def _records(self, keys: Sequence[str]) -> dict[str, list[PlainRecord]]:
         if not keys:

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from midstream.adapters.vllm.compiling import Compiler
-from midstream.adapters.vllm.records import Record, Records
+from midstream.adapters.vllm.compiling import Compiler, Unread
+from midstream.adapters.vllm.records import Place, Record
 from midstream.adapters.vllm.request import RequestPlan
 from midstream.kernels.bitmask import Mask as Bits
 from midstream.middleware.draw import Status
 from midstream.middleware.errors import StrategyError, VocabularyError
 from midstream.middleware.law import PLAIN
 from midstream.middleware.matcher import Matcher, State, fault, next_state
-from midstream.middleware.random import Stream, StreamSource, sequence_of
+from midstream.middleware.random import Source, Stream, sequence_of
 from midstream.middleware.sampling import Logits, Read, Sampler
 from midstream.middleware.strategy import Strategy
 
@@ -45,7 +45,6 @@ class Slot:
         "_dead",
         "_end",
         "_matcher",
-        "_records",
         "_resumed",
         "_sampler",
         "_states",
@@ -54,11 +53,8 @@ class Slot:
         "plan",
     )
 
-    def __init__(
-        self, plan: RequestPlan, prompt: Sequence[int], compiler: Compiler, records: Records
-    ) -> None:
+    def __init__(self, plan: RequestPlan, prompt: Sequence[int], compiler: Compiler) -> None:
         self.plan = plan
-        self._records = records
         self._end = compiler.vocabulary.eos_ids[0]
         self._sampler: Sampler = plan.strategy.build_sampler()
         self._resumed: list[int] = []
@@ -82,14 +78,13 @@ class Slot:
         own = compiler.vocabulary.fingerprint
         if asked is not None and asked != own:
             raise VocabularyError("midstream.vocabulary", asked, f"{own}, the model's own")
-        constraint = self.plan.strategy.build_constraint()
-        return compiler.matcher(constraint, self.plan.max_new_tokens)
+        return compiler.matcher(Unread.of(self.plan.strategy), self.plan.max_new_tokens)
 
     @classmethod
-    def broken(cls, compiler: Compiler, records: Records) -> Slot:
+    def broken(cls, compiler: Compiler) -> Slot:
         """A slot of a request that cannot be read: it ends at once, and its record has no id."""
         plan = RequestPlan("", Strategy(), PLAIN, 1, 0, None, None)
-        slot = cls(plan, (), compiler, records)
+        slot = cls(plan, (), compiler)
         slot.kill("the request could not be read")
         return slot
 
@@ -120,31 +115,37 @@ class Slot:
             self.kill(fault(error))
             return Nothing(self._dead)
 
+    def stream(self, output: Sequence[int]) -> Stream:
+        """The random numbers of the token after `output`."""
+        position = len(self._resumed) + len(output)
+        return Stream(self.plan.strategy.seed, self._stream_sequence, position)
+
+    def place(self, output: Sequence[int]) -> Place:
+        """Where the record of the token after `output` is kept."""
+        return self.plan.key, self._stream_sequence, len(output)
+
     def draw(
-        self, logits: Logits, output: Sequence[int], asked: Asking | Nothing, read: Read | None
-    ) -> int:
-        """The token after the prompt and `output`; recorded before it is returned.
+        self, logits: Logits, asked: Asking | Nothing, read: Read | None, source: Source
+    ) -> Record:
+        """The token after the text that `asked` stands for. Never raises.
 
         logits: the row [V], unscaled. read: the row under its law, where it was read already.
         """
         try:
-            record = self._draw(logits, output, asked, read)
+            return self._draw(logits, asked, read, source)
         except Exception as error:
             self.kill(fault(error))
-            record = self._no_token("dead", self._dead, 0)
-        self._records.write(self.plan.key, self._stream_sequence, len(output), record)
-        return record.token
+            return self._no_token("dead", self._dead, 0)
 
     def _draw(
-        self, logits: Logits, output: Sequence[int], asked: Asking | Nothing, read: Read | None
+        self, logits: Logits, asked: Asking | Nothing, read: Read | None, source: Source
     ) -> Record:
         if isinstance(asked, Nothing):
             return self._no_token("dead", asked.reason, 0)
         assert self._matcher is not None
         law = self.plan.law
         step = self._sampler.prepare(logits, self._matcher, asked.state, law=law, read=read)
-        position = len(self._resumed) + len(output)
-        draw = step(StreamSource(Stream(self.plan.strategy.seed, self._stream_sequence, position)))
+        draw = step(source)
         if draw.token < 0:
             return self._no_token(draw.status, draw.reason, draw.checks)
         child = self.plan.child
@@ -153,16 +154,15 @@ class Slot:
     def _no_token(self, status: Status, reason: str, checks: int) -> Record:
         return Record(self._end, -math.inf, status, checks, reason, self.plan.child)
 
-    def _state(self, generated: Sequence[int]) -> tuple[State | None, str]:
+    def _state(self, generated: list[int]) -> tuple[State | None, str]:
         """The state after the generated ids, from the longest part that is known."""
         assert self._matcher is not None
-        common = 0
-        for old, new in zip(self._tokens, generated, strict=False):
-            if old != new:
-                break
-            common += 1
-        del self._tokens[common:]
-        del self._states[common + 1 :]
+        common = len(self._tokens)
+        if generated[:common] != self._tokens:  # put back, or drawn again: what still holds
+            pairs = zip(self._tokens, generated, strict=False)
+            common = next((i for i, (old, new) in enumerate(pairs) if old != new), len(generated))
+            del self._tokens[common:]
+            del self._states[common + 1 :]
         for token in generated[common:]:
             following, reason = next_state(self._matcher, self._states[-1], token)
             if following is None:

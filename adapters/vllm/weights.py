@@ -76,12 +76,21 @@ def weights(llm: Any, output: Any, params: Any) -> list[Weighted]:
     LLM(worker_extension_cls="midstream.adapters.vllm.WeightsExtension").
     Raises InputError where the request had no strategy, RecordsLostError where records are gone.
     """
-    key = request_id(params)
-    found = by_sequence(read_records(llm, [key])[0])
-    prompt = output.prompt_token_ids
+    return _weighed(output, read_records(llm, [request_id(params)])[0])
+
+
+async def weights_async(engine: Any, output: Any, params: Any) -> list[Weighted]:
+    """`weights` of what an `AsyncLLM` answered, whose last RequestOutput is `output`."""
+    keys = [request_id(params)]
+    answers = await engine.collective_rpc("midstream_records", args=(keys,))
+    return _weighed(output, told_of(keys, answers[0])[0])
+
+
+def _weighed(output: Any, rows: Sequence[PlainRecord]) -> list[Weighted]:
+    found = by_sequence(rows)
     answers = []
     for text in output.outputs:
-        records = found.get(sequence_of(prompt, text.index), {})
+        records = found.get(sequence_of(output.prompt_token_ids, text.index), {})
         answers.append(weigh(text.token_ids, records, text.finish_reason))
     return answers
 
@@ -97,11 +106,19 @@ def request_id(params: Any) -> str:
 
 def read_records(llm: Any, keys: Sequence[str]) -> list[list[PlainRecord]]:
     """The records of each key, from the first worker: all of them draw alike."""
-    answers = llm.collective_rpc("midstream_records", args=(list(keys),))[0]
+    return told_of(keys, llm.collective_rpc("midstream_records", args=(list(keys),))[0])
+
+
+def told_of(
+    keys: Sequence[str], answers: Sequence[list[PlainRecord] | None]
+) -> list[list[PlainRecord]]:
+    """What a worker told of each key. RecordsLostError where it knows nothing of one."""
+    told: list[list[PlainRecord]] = []
     for key, answer in zip(keys, answers, strict=True):
         if answer is None:
             raise RecordsLostError(f"no records of {key}: not asked here, or forgotten")
-    return list(answers)
+        told.append(answer)
+    return told
 
 
 def _status(value: str) -> Status:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from midstream.adapters.vllm.compiling import compiler_here
+from midstream.adapters.vllm.compiling import Unread, compiler_here
 from midstream.adapters.vllm.records import RECORDS_HERE
 from midstream.middleware.strategy import Strategy
 
@@ -25,7 +25,7 @@ class WeightsExtension:
         ""), or ("failed", why). Ask again until it is not "compiling".
         """
         try:
-            future = compiler_here().start(Strategy.load(strategy).build_constraint())
+            future = compiler_here().start(Unread.of(Strategy.load(strategy)))
             if not future.done():
                 return "compiling", ""
             future.result()

@@ -208,7 +208,7 @@ class LazyMatcher:
         if state.accepting:
             for token in self._eos:
                 words[token >> 5] |= np.uint32(1 << (token & 31))
-        if not words.any():
+        if not np.count_nonzero(words):
             state.reason = NOTHING_CONTINUES
 
 

@@ -57,10 +57,14 @@ class Engine:
         self.used = 0  # when: a count of uses of the pool
         self.debt = 0  # tokens gone back or gone again, for want of an engine of one's own
         self._size = size
+        self._without_end = ~np.uint32(1 << (size & 31))
         self._moves = 0
         # The last mask that llguidance made, the depth it was made at, and the least depth since.
         self._last = np.zeros(size // 32 + 1, np.uint32)
         self._spare = np.zeros(size // 32 + 1, np.uint32)
+        # Where the two lie: numpy takes microseconds to tell.
+        self._last_address = self._last.ctypes.data
+        self._spare_address = self._spare.ctypes.data
         self._last_depth = self._least_depth = -1
 
     def copy(self) -> Engine:
@@ -154,12 +158,14 @@ class Engine:
                 return None
         self._last_depth = self._least_depth = len(self.nodes) - 1
         self._last, self._spare = self._spare, self._last
+        addresses = self._last_address, self._spare_address
+        self._spare_address, self._last_address = addresses
         return self._last
 
     def _compute(self) -> bool:
         spare = self._spare
-        self.matcher.unsafe_compute_mask_ptr(spare.ctypes.data, spare.nbytes)
-        spare[self._size >> 5] &= ~np.uint32(1 << (self._size & 31))
+        self.matcher.unsafe_compute_mask_ptr(self._spare_address, spare.nbytes)
+        spare[self._size >> 5] &= self._without_end
         return not self.matcher.is_error()
 
     def failure(self) -> str:

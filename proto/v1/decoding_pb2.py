@@ -27,29 +27,29 @@ from midstream.proto.v1 import status_pb2 as midstream_dot_v1_dot_status__pb2
 from midstream.proto.v1 import strategy_pb2 as midstream_dot_v1_dot_strategy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmidstream/v1/decoding.proto\x12\x0cmidstream.v1\x1a\x19midstream/v1/status.proto\x1a\x1bmidstream/v1/strategy.proto\"\xce\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.midstream.v1.TokenIdsH\x00\x12(\n\x08strategy\x18\x04 \x01(\x0b\x32\x16.midstream.v1.Strategy\x12\'\n\x06\x65vents\x18\x05 \x03(\x0e\x32\x17.midstream.v1.EventKind\x12\x12\n\noccurrence\x18\x06 \x01(\rB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc4\x01\n\rGenerateEvent\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.midstream.v1.StartedH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.midstream.v1.TokensH\x00\x12.\n\nresampling\x18\x03 \x01(\x0b\x32\x18.midstream.v1.ResamplingH\x00\x12(\n\x07summary\x18\x04 \x01(\x0b\x32\x15.midstream.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"R\n\x07Started\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x1e\n\x16vocabulary_fingerprint\x18\x03 \x01(\t\"G\n\x06Tokens\x12\x10\n\x08position\x18\x01 \x01(\r\x12+\n\x06tokens\x18\x02 \x03(\x0b\x32\x1b.midstream.v1.ParticleToken\"\x80\x01\n\rParticleToken\x12\x10\n\x08particle\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x11\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x12\n\nlog_weight\x18\x04 \x01(\x01\x12,\n\x06status\x18\x05 \x01(\x0e\x32\x1c.midstream.v1.SequenceStatus\"T\n\x10GenerateResponse\x12&\n\x07summary\x18\x01 \x01(\x0b\x32\x15.midstream.v1.Summary\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r*o\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_TOKENS\x10\x01\x12\x1a\n\x16\x45VENT_KIND_RESAMPLINGS\x10\x02\x12\x13\n\x0f\x45VENT_KIND_NONE\x10\x03\x32\xa3\x01\n\x08\x44\x65\x63oding\x12H\n\x08Generate\x12\x1d.midstream.v1.GenerateRequest\x1a\x1b.midstream.v1.GenerateEvent0\x01\x12M\n\x0cGenerateOnce\x12\x1d.midstream.v1.GenerateRequest\x1a\x1e.midstream.v1.GenerateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmidstream/v1/decoding.proto\x12\x0cmidstream.v1\x1a\x19midstream/v1/status.proto\x1a\x1bmidstream/v1/strategy.proto\"\xce\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.midstream.v1.TokenIdsH\x00\x12(\n\x08strategy\x18\x04 \x01(\x0b\x32\x16.midstream.v1.Strategy\x12\'\n\x06\x65vents\x18\x05 \x03(\x0e\x32\x17.midstream.v1.EventKind\x12\x12\n\noccurrence\x18\x06 \x01(\rB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc4\x01\n\rGenerateEvent\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.midstream.v1.StartedH\x00\x12&\n\x06tokens\x18\x02 \x01(\x0b\x32\x14.midstream.v1.TokensH\x00\x12.\n\nresampling\x18\x03 \x01(\x0b\x32\x18.midstream.v1.ResamplingH\x00\x12(\n\x07summary\x18\x04 \x01(\x0b\x32\x15.midstream.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"\x8b\x01\n\x07Started\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x1e\n\x16vocabulary_fingerprint\x18\x03 \x01(\t\x12\x11\n\tovershoot\x18\x04 \x01(\x0c\x12\x16\n\tlog_cover\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_log_cover\"G\n\x06Tokens\x12\x10\n\x08position\x18\x01 \x01(\r\x12+\n\x06tokens\x18\x02 \x03(\x0b\x32\x1b.midstream.v1.ParticleToken\"\x80\x01\n\rParticleToken\x12\x10\n\x08particle\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x11\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x12\n\nlog_weight\x18\x04 \x01(\x01\x12,\n\x06status\x18\x05 \x01(\x0e\x32\x1c.midstream.v1.SequenceStatus\"T\n\x10GenerateResponse\x12&\n\x07summary\x18\x01 \x01(\x0b\x32\x15.midstream.v1.Summary\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r*o\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_TOKENS\x10\x01\x12\x1a\n\x16\x45VENT_KIND_RESAMPLINGS\x10\x02\x12\x13\n\x0f\x45VENT_KIND_NONE\x10\x03\x32\xa3\x01\n\x08\x44\x65\x63oding\x12H\n\x08Generate\x12\x1d.midstream.v1.GenerateRequest\x1a\x1b.midstream.v1.GenerateEvent0\x01\x12M\n\x0cGenerateOnce\x12\x1d.midstream.v1.GenerateRequest\x1a\x1e.midstream.v1.GenerateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'midstream.v1.decoding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTKIND']._serialized_start=908
-  _globals['_EVENTKIND']._serialized_end=1019
+  _globals['_EVENTKIND']._serialized_start=966
+  _globals['_EVENTKIND']._serialized_end=1077
   _globals['_GENERATEREQUEST']._serialized_start=102
   _globals['_GENERATEREQUEST']._serialized_end=308
   _globals['_TOKENIDS']._serialized_start=310
   _globals['_TOKENIDS']._serialized_end=333
   _globals['_GENERATEEVENT']._serialized_start=336
   _globals['_GENERATEEVENT']._serialized_end=532
-  _globals['_STARTED']._serialized_start=534
-  _globals['_STARTED']._serialized_end=616
-  _globals['_TOKENS']._serialized_start=618
-  _globals['_TOKENS']._serialized_end=689
-  _globals['_PARTICLETOKEN']._serialized_start=692
-  _globals['_PARTICLETOKEN']._serialized_end=820
-  _globals['_GENERATERESPONSE']._serialized_start=822
-  _globals['_GENERATERESPONSE']._serialized_end=906
-  _globals['_DECODING']._serialized_start=1022
-  _globals['_DECODING']._serialized_end=1185
+  _globals['_STARTED']._serialized_start=535
+  _globals['_STARTED']._serialized_end=674
+  _globals['_TOKENS']._serialized_start=676
+  _globals['_TOKENS']._serialized_end=747
+  _globals['_PARTICLETOKEN']._serialized_start=750
+  _globals['_PARTICLETOKEN']._serialized_end=878
+  _globals['_GENERATERESPONSE']._serialized_start=880
+  _globals['_GENERATERESPONSE']._serialized_end=964
+  _globals['_DECODING']._serialized_start=1080
+  _globals['_DECODING']._serialized_end=1243
 # @@protoc_insertion_point(module_scope)

@@ -55,14 +55,18 @@ class GenerateEvent(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., resampling: _Optional[_Union[_status_pb2.Resampling, _Mapping]] = ..., summary: _Optional[_Union[_status_pb2.Summary, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("model", "prompt_token_ids", "vocabulary_fingerprint")
+    __slots__ = ("model", "prompt_token_ids", "vocabulary_fingerprint", "overshoot", "log_cover")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    OVERSHOOT_FIELD_NUMBER: _ClassVar[int]
+    LOG_COVER_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     vocabulary_fingerprint: str
-    def __init__(self, model: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., vocabulary_fingerprint: _Optional[str] = ...) -> None: ...
+    overshoot: bytes
+    log_cover: float
+    def __init__(self, model: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., vocabulary_fingerprint: _Optional[str] = ..., overshoot: _Optional[bytes] = ..., log_cover: _Optional[float] = ...) -> None: ...
 
 class Tokens(_message.Message):
     __slots__ = ("position", "tokens")

@@ -7,20 +7,22 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Strategy(_message.Message):
-    __slots__ = ("constraint", "sampler", "smc", "law", "seed", "limits")
+    __slots__ = ("constraint", "sampler", "smc", "law", "seed", "limits", "healing")
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     SMC_FIELD_NUMBER: _ClassVar[int]
     LAW_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    HEALING_FIELD_NUMBER: _ClassVar[int]
     constraint: Constraint
     sampler: Sampler
     smc: Smc
     law: Law
     seed: int
     limits: Limits
-    def __init__(self, constraint: _Optional[_Union[Constraint, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., smc: _Optional[_Union[Smc, _Mapping]] = ..., law: _Optional[_Union[Law, _Mapping]] = ..., seed: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    healing: Healing
+    def __init__(self, constraint: _Optional[_Union[Constraint, _Mapping]] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., smc: _Optional[_Union[Smc, _Mapping]] = ..., law: _Optional[_Union[Law, _Mapping]] = ..., seed: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., healing: _Optional[_Union[Healing, _Mapping]] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("regex", "json_schema", "grammar", "choice", "all_of")
@@ -101,6 +103,12 @@ class Law(_message.Message):
     min_p: float
     truncation: str
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., truncation: _Optional[str] = ...) -> None: ...
+
+class Healing(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    def __init__(self, target: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_new_tokens",)

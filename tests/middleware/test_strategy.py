@@ -35,6 +35,7 @@ FULL: dict[str, Any] = {
     },
     "seed": 2**64 - 1,
     "limits": {"max_new_tokens": 40},
+    "healing": {"target": "all"},
 }
 
 

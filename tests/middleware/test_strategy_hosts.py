@@ -18,6 +18,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("law.truncation", {"sampler": {"awrs": {}}, "law": AFTER_MASK}),
     ("law.temperature", {"law": {"temperature": 0}}),
     ("smc.particles", {"smc": {"particles": 2}}),
+    ("healing", {"healing": {}}),
 ]
 
 

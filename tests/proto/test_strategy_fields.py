@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from midstream.middleware.strategy import (
     AwrsData,
+    HealingData,
     LawData,
     LimitsData,
     SmcData,
@@ -30,6 +31,7 @@ PAIRS: list[tuple[type[BaseModel], Descriptor]] = [
     (LawData, pb.Law.DESCRIPTOR),
     (LimitsData, pb.Limits.DESCRIPTOR),
     (AwrsData, pb.Awrs.DESCRIPTOR),
+    (HealingData, pb.Healing.DESCRIPTOR),
 ]
 """Parts that are an object on both sides. Constraints and samplers are told by their kind."""
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+# With a thread for each core, whatever else runs stops all of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",

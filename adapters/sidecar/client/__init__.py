@@ -8,6 +8,14 @@ from midstream.adapters.sidecar.client.aio_streams import (
     AsyncSequenceStream,
 )
 from midstream.adapters.sidecar.client.blocking import Client
+from midstream.adapters.sidecar.client.byte_calls import AsyncByteCalls, ByteCalls
+from midstream.adapters.sidecar.client.byte_values import (
+    HealedText,
+    NextByteLaw,
+    Reading,
+    TextCover,
+    TextScore,
+)
 from midstream.adapters.sidecar.client.connection import ClientTls, Retries
 from midstream.adapters.sidecar.client.errors import SidecarError
 from midstream.adapters.sidecar.client.requests import (
@@ -28,17 +36,22 @@ from midstream.adapters.sidecar.client.streams import ParticleStream, SequenceSt
 from midstream.adapters.sidecar.wire.results import Outcome, ResamplingEvent, WeightedText
 
 __all__ = [
+    "AsyncByteCalls",
     "AsyncClient",
     "AsyncParticleStream",
     "AsyncSequenceStream",
+    "ByteCalls",
     "Client",
     "ClientTls",
     "DrawnToken",
     "Event",
+    "HealedText",
     "ModelInfo",
+    "NextByteLaw",
     "Outcome",
     "ParticleStream",
     "ProcessOptions",
+    "Reading",
     "ReadyInfo",
     "ResamplingEvent",
     "Retries",
@@ -48,6 +61,8 @@ __all__ = [
     "SidecarError",
     "StartedEvent",
     "StepResult",
+    "TextCover",
+    "TextScore",
     "TokensEvent",
     "WeightedText",
 ]

@@ -13,6 +13,7 @@ from midstream.adapters.sidecar.client.aio_streams import (
     AsyncParticleStream,
     AsyncSequenceStream,
 )
+from midstream.adapters.sidecar.client.byte_calls import AsyncByteCalls
 from midstream.adapters.sidecar.client.calls import AwaitedCall
 from midstream.adapters.sidecar.client.connection import ClientTls, Connection, Retries
 from midstream.adapters.sidecar.client.errors import SidecarError, failure_of
@@ -32,6 +33,7 @@ from midstream.adapters.sidecar.protocol import Answer, LogitsType
 from midstream.adapters.sidecar.wire.results import Outcome, outcome
 from midstream.middleware.strategy import Strategy
 from midstream.proto.v1 import (
+    bytes_pb2_grpc,
     decoding_pb2_grpc,
     logits_processing_pb2_grpc,
     models_pb2,
@@ -65,6 +67,9 @@ class AsyncClient:
         self._decoding: Any = decoding_pb2_grpc.DecodingStub(self._channel)
         self._models: Any = models_pb2_grpc.ModelsStub(self._channel)
         self._processing: Any = logits_processing_pb2_grpc.LogitsProcessingStub(self._channel)
+        self.bytes = AsyncByteCalls(
+            bytes_pb2_grpc.BytesStub(self._channel), self._metadata, self._tried
+        )
 
     async def generate(
         self,

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from midstream.adapters.sidecar.client.byte_calls import ByteCalls
 from midstream.adapters.sidecar.client.calls import BlockingCall
 from midstream.adapters.sidecar.client.connection import ClientTls, Connection, Retries
 from midstream.adapters.sidecar.client.errors import SidecarError, failure_of
@@ -28,13 +29,14 @@ from midstream.adapters.sidecar.client.streams import ParticleStream, SequenceSt
 from midstream.adapters.sidecar.protocol import Answer, LogitsType
 from midstream.adapters.sidecar.wire.results import Outcome, outcome
 from midstream.middleware.strategy import Strategy
-from midstream.proto.v1 import decoding_pb2 as pb
 from midstream.proto.v1 import (
+    bytes_pb2_grpc,
     decoding_pb2_grpc,
     logits_processing_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
 )
+from midstream.proto.v1 import decoding_pb2 as pb
 from midstream.proto.v1 import logits_processing_pb2 as process_pb
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ class Client:
         for a server with TLS. timeout_seconds: of a call that says none itself, retries included.
         retries: of calls that may be made twice, which are those that ask for models, and for texts
         none of which has been told.
+    bytes: the calls of the service Bytes.
     Bad input raises the InputError that the same call in process would raise, whose argument is
     the field of the request; all else SidecarError.
     """
@@ -68,6 +71,7 @@ class Client:
         self._decoding: Any = decoding_pb2_grpc.DecodingStub(self._channel)
         self._models: Any = models_pb2_grpc.ModelsStub(self._channel)
         self._processing: Any = logits_processing_pb2_grpc.LogitsProcessingStub(self._channel)
+        self.bytes = ByteCalls(bytes_pb2_grpc.BytesStub(self._channel), self._metadata, self._tried)
 
     def generate(
         self,

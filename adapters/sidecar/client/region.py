@@ -40,6 +40,7 @@ class Region:
         finally:
             os.close(descriptor)
         self.array: npt.NDArray[Any] = np.frombuffer(self._map, dtype).reshape(rows, size)
+        self._begin: int = self.array.ctypes.data
 
     def place(self, logits: npt.NDArray[Any]) -> int:
         """Where in the region the logits lie, in bytes. They are copied there unless they do.
@@ -47,7 +48,7 @@ class Region:
         logits: [R, size], of the region's type, R at most its rows.
         """
         array = self.array
-        offset = logits.ctypes.data - array.ctypes.data
+        offset: int = logits.__array_interface__["data"][0] - self._begin
         inside = 0 <= offset and offset + logits.nbytes <= array.nbytes
         if inside and logits.flags.c_contiguous:
             return offset

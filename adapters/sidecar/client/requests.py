@@ -47,11 +47,13 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class StartedEvent:
-    """The request was accepted and compiled."""
+    """The request was accepted and compiled. overshoot, log_cover: of a healed prompt."""
 
     model: str
     prompt_token_ids: tuple[int, ...]
     vocabulary_fingerprint: str
+    overshoot: bytes = b""
+    log_cover: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ def read_event(message: pb.GenerateEvent) -> Event | Outcome | None:
     if kind == "started":
         one = message.started
         ids = tuple(one.prompt_token_ids)
-        return StartedEvent(one.model, ids, one.vocabulary_fingerprint)
+        log_cover = one.log_cover if one.HasField("log_cover") else None
+        return StartedEvent(one.model, ids, one.vocabulary_fingerprint, one.overshoot, log_cover)
     if kind == "tokens":
         return TokensEvent(
             message.tokens.position,

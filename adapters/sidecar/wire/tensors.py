@@ -44,6 +44,9 @@ class Regions(Protocol):
         Raises InputError for a region that is not registered and a part that it does not have.
         """
 
+    def read_into(self, region: str, offset: int, parts: Sequence[Array]) -> None:
+        """Copy what lies from `offset` on into arrays, one after another. Raises as `read` does."""
+
 
 def array_from(
     tensor: pb.Tensor,
@@ -60,14 +63,29 @@ def array_from(
     dtype, shape: what the tensor must have.
     Raises InputError for another type or shape, and for bytes that are too few or too many.
     """
-    if tensor.dtype != dtype:
-        raise InputError(f"{name}.dtype", _dtype_name(tensor.dtype), _dtype_name(dtype))
-    if list(tensor.shape) != list(shape):
-        raise InputError(f"{name}.shape", list(tensor.shape[:MAX_DIMENSIONS]), str(list(shape)))
+    check_tensor(tensor, name, dtype, shape)
     stored = DTYPES[dtype]
     size_bytes = math.prod(shape) * stored.itemsize
     data = _bytes(tensor, regions, name, size_bytes)
     return _widened(np.frombuffer(data, stored), dtype).reshape(shape)
+
+
+def check_tensor(tensor: pb.Tensor, name: str, dtype: int, shape: Sequence[int]) -> None:
+    """InputError for a tensor of another type or shape."""
+    if tensor.dtype != dtype:
+        raise InputError(f"{name}.dtype", _dtype_name(tensor.dtype), _dtype_name(dtype))
+    if list(tensor.shape) != list(shape):
+        raise InputError(f"{name}.shape", list(tensor.shape[:MAX_DIMENSIONS]), str(list(shape)))
+
+
+def shared_place(
+    tensor: pb.Tensor, regions: Regions | None, name: str
+) -> tuple[Regions, pb.SharedMemory]:
+    """Where a tensor lies in a stream's regions. InputError where the stream has none."""
+    if regions is None:
+        accepted = "inline bytes: this stream registered no region in its handshake"
+        raise InputError(f"{name}.shared_memory", "a place in a region", accepted)
+    return regions, tensor.shared_memory
 
 
 def _bytes(
@@ -82,10 +100,7 @@ def _bytes(
         return data
     if kind is None:
         raise InputError(f"{name}.data", "nothing", "inline bytes, or shared memory")
-    if regions is None:
-        accepted = "inline bytes: this stream registered no region in its handshake"
-        raise InputError(f"{name}.shared_memory", "a place in a region", accepted)
-    place = tensor.shared_memory
+    regions, place = shared_place(tensor, regions, name)
     return regions.read(place.region, place.offset, size_bytes)
 
 

@@ -623,7 +623,9 @@ def test_64_requests_at_a_time_are_five_times_as_fast(with_server: Callable[...,
             told = await asyncio.gather(*[one(stub, message) for message in messages])
             together = sum(steps for _, steps in told) / (time.perf_counter() - begin)
             seconds = [each for each, _ in told]
-            assert max(seconds) < 3 * statistics.median(seconds)
+            slowest = max(seconds) / statistics.median(seconds)
+            print(f"64 at a time: {together / alone:.2f} times, slowest {slowest:.2f} medians")
+            assert slowest < 3
             best = max(best, together / alone)
             if best >= 5:
                 return

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralCo
 from transformers import MistralForCausalLM as Mistral
 
 from midstream.adapters.embedded import embedded_model_path
-from midstream.adapters.sidecar.models import CACHE_BYTES, Models, sources_of
+from midstream.adapters.sidecar.limits import Limits
+from midstream.adapters.sidecar.models import Models, sources_of
 from midstream.adapters.sidecar.shared_rows import SharedRows
 from midstream.adapters.sidecar.single_rows import SingleRows
 from midstream.adapters.sidecar.wire.errors import Refusal
@@ -79,8 +80,8 @@ def test_what_does_not_share_passes_says_why(folder: Path) -> None:
     small, window = models
     assert small.alone == "" and isinstance(small.forwards(), SharedRows)
     assert "whole text" in window.alone and isinstance(window.forwards(), SingleRows)
-    assert small.room.tokens == CACHE_BYTES // (2 * 4 * 4 * 64 * 4)
-    assert window.room.tokens == CACHE_BYTES // (2 * 2 * 2 * 16 * 4)
+    assert small.room.tokens == Limits().cache_bytes // (2 * 4 * 4 * 64 * 4)
+    assert window.room.tokens == Limits().cache_bytes // (2 * 2 * 2 * 16 * 4)
 
 
 @pytest.mark.parametrize(("processors", "before", "after"), [(1, 1, 1), (2, 2, 1), (4, 2, 2)])

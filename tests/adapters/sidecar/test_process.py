@@ -124,9 +124,9 @@ def streams(serve: Serve) -> Any:
     """`async with streams(**settings) as new`, whose `new()` is a call to a server."""
 
     @asynccontextmanager
-    async def opened(idle_seconds: float = 60.0, **settings: Any) -> AsyncIterator[Any]:
+    async def opened(**settings: Any) -> AsyncIterator[Any]:
         def services(runtime: Any) -> list[Any]:
-            return [logits_processing(runtime, lambda: [VOCABULARY], idle_seconds)]
+            return [logits_processing(runtime, lambda: [VOCABULARY])]
 
         async with serve(services, **settings) as sidecar:
             options = [("grpc.max_send_message_length", 256 << 20)]
@@ -155,7 +155,7 @@ def test_tokens_and_weights_are_those_of_the_logits_processor(
     alone: bool, streams: Any, in_loop: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether a step is drawn in the event loop or in a thread."""
-    monkeypatch.setattr(LogitsProcessing, "_is_alone", lambda self, stream: alone)
+    monkeypatch.setattr(LogitsProcessing, "_goes_on_here", lambda self, stream: alone)
     prompts = [[1, 2, 3], [1, 2, 3], [4, 4, 4], [0, 2, 1]]
     sequences = [sequence_of(prompts[0], 0), sequence_of(prompts[0], 1)]
     sequences += [sequence_of(prompt) for prompt in prompts[2:]]
@@ -524,8 +524,8 @@ def test_open_sequences_are_bounded(streams: Any, in_loop: Run) -> None:
 
 def test_a_stream_that_says_nothing_is_closed(streams: Any, in_loop: Run) -> None:
     async def remote() -> Any:
-        limits = Limits(handshake_seconds=0.2)
-        async with streams(idle_seconds=0.3, limits=limits) as new:
+        limits = Limits(handshake_seconds=0.2, idle_seconds=0.3)
+        async with streams(limits=limits) as new:
             silent, idle, lively = new(), new(), new()
             await lively.open()
             await idle.open()
@@ -538,7 +538,7 @@ def test_a_stream_that_says_nothing_is_closed(streams: Any, in_loop: Run) -> Non
 
 def test_a_stream_that_moves_is_not_idle(streams: Any, in_loop: Run) -> None:
     async def remote() -> None:
-        async with streams(idle_seconds=0.4) as new:
+        async with streams(limits=Limits(idle_seconds=0.4)) as new:
             stream = new()
             await stream.open(answer=pb.ANSWER_MASK)
             await stream.step(None, row(0))

@@ -24,6 +24,7 @@ SECONDS = 120.0
 """No test waits longer for a process."""
 
 SECRET = "zanzibar"
+NO_PORT = ("--listen", "none", "--unix", "auto")
 DIGITS = {"constraint": {"regex": "[0-9]{2,4}"}, "limits": {"max_new_tokens": 12}}
 
 
@@ -224,6 +225,12 @@ asyncio.run(main())
         (["--limit", "streams=0"], "--limit streams: got 0; accepted: a number above 0"),
         (["--model", "a b=embedded"], "--model: got a b"),
         (["--model", "nowhere"], "--model: got nowhere"),
+        (["--vllm-url", "http://127.0.0.1:9"], "--vllm-url: got http://127.0.0.1:9; accepted"),
+        (["--vllm-tokenizer", "x"], "--vllm-url: got none; accepted: http://HOST:PORT"),
+        (
+            ["--vllm-url", "http://127.0.0.1:9", "--vllm-tokenizer", "/nowhere", *NO_PORT],
+            "--vllm-tokenizer: got /nowhere",
+        ),
         (["--model", "x=/nowhere", "--listen", "127.0.0.1:0"], "--model: got /nowhere"),
     ],
 )

@@ -313,7 +313,6 @@ def test_pings_do_not_end_a_long_call(serve: Any, fake: Any, in_loop: Callable[.
     in_loop(scenario())
 
 
-@pytest.mark.slow
 def _memory(process: psutil.Process) -> int:
     """Bytes in use, without what the allocator keeps of what was given back before."""
     gc.collect()
@@ -322,6 +321,7 @@ def _memory(process: psutil.Process) -> int:
     return used
 
 
+@pytest.mark.slow
 def test_ten_thousand_calls_leave_nothing(
     serve: Any,
     fake: Any,
@@ -407,5 +407,25 @@ def test_a_taken_address_stops_the_start(
                 await second.wait()
             async with grpc.aio.insecure_channel(sidecar.addresses[1]) as channel:
                 assert await _get(channel, "x") == "x"
+
+    in_loop(scenario())
+
+
+def test_a_start_that_fails_leaves_no_listener(in_loop: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        with socket.socket() as free, socket.socket() as taken:
+            for each in (free, taken):
+                each.bind(("127.0.0.1", 0))
+            taken.listen()
+            listen, metrics = (TcpAddress(*each.getsockname()) for each in (free, taken))
+            free.close()
+            failing = Sidecar(ServerSettings(listen=listen, metrics=metrics), lambda runtime: [])
+            with pytest.raises(InputError) as caught:
+                await failing.start()
+            assert caught.value.argument == "metrics"
+            second = Sidecar(ServerSettings(listen=listen), lambda runtime: [])
+            await second.start()
+            assert second.addresses == (str(listen),)
+            await second.drain(0.0)
 
     in_loop(scenario())

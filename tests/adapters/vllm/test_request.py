@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,6 +156,11 @@ def test_a_particle_that_goes_on() -> None:
         (Parameters(extra_args={"midstream": "{"}), "midstream"),
         (Parameters(extra_args={"midstream": "[" * 100_000}), "midstream"),
         (Parameters(extra_args={"midstream": " " * 2_000_000}), "midstream"),
+        (asking({"constraint": {"choice": ["x" * 60_000]}}), "midstream"),
+        (
+            asking({"constraint": {"all_of": [{"regex": "a*"}] * 200}}),
+            "midstream.strategy.constraint",
+        ),
         (Parameters(extra_args={"midstream": {}}), "midstream.strategy"),
         (Parameters(extra_args={"midstream": {"strategy": {}, "seed": 1}}), "midstream.seed"),
     ],
@@ -163,3 +169,48 @@ def test_what_cannot_be_done_is_named(params: Parameters, field: str) -> None:
     with pytest.raises(InputError) as caught:
         admit(params)
     assert caught.value.argument == field
+
+
+SIZE = 31_000
+WORST: dict[str, dict[str, Any]] = {
+    "choices": {"choice": [f"{i:x}" for i in range(SIZE // 9)]},
+    "one long pattern": {"regex": "a" * SIZE},
+    "a pattern at the limit": {"regex": "|".join(f"w{i:x}" for i in range(500))[:980]},
+    "a small pattern, a large automaton": {"regex": "((a|b|c|d|e){0,200}[a-z ]{0,30}){1,4}(x|y)"},
+    "properties": {
+        "json_schema": {
+            "type": "object",
+            "properties": {f"p{i}": {"type": "string"} for i in range(SIZE // 28)},
+        }
+    },
+    "a schema at the limit": {"json_schema": {"enum": [f"v{i:x}" for i in range(420)]}},
+    "counts in a schema": {
+        "json_schema": {
+            "type": "array",
+            "items": {"type": "string", "pattern": "^(a|b){1,2000}$"},
+            "minItems": 2000,
+        }
+    },
+    "a large grammar": {"grammar": "start: " + " | ".join(f'"w{i:x}"' for i in range(2500))},
+    "a terminal that is dear": {
+        "grammar": "start: A\nA: /((a|b|c|d|e){0,3000}[a-z ]{0,30}){1,40}(x|y)/"
+    },
+    "all of several": {"all_of": [{"regex": f"[a-z]{{1,{i + 1}}}"} for i in range(36)]},
+    "all of a hundred schemas": {"all_of": [{"json_schema": {"type": "object"}}] * 100},
+}
+
+
+@pytest.mark.parametrize("kind", WORST)
+def test_admission_takes_under_five_milliseconds(kind: str) -> None:
+    """It runs in the event loop of a server. The least of a few first times: each asks anew."""
+    taken = []
+    for again in range(8):
+        constraint = WORST[kind]
+        if "grammar" in constraint:
+            constraint = {"grammar": constraint["grammar"] + f"\n// {again}"}
+        text = json.dumps({"strategy": {"constraint": constraint, "seed": again}})
+        params = Parameters(extra_args={"midstream": text})
+        begin = time.perf_counter()
+        admit(params)
+        taken.append(time.perf_counter() - begin)
+    assert min(taken) < 0.005, taken

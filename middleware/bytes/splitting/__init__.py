@@ -1,0 +1,1 @@
+"""Pre-tokenizers as automata: where a tokenizer cuts a text before it merges anything."""

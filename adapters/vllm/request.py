@@ -44,13 +44,18 @@ class Resume(BaseModel):
 
 
 class Asked(BaseModel):
-    """The object under `midstream`. base_seed and admitted are set at admission."""
+    """The object under `midstream`. base_seed and admitted are set at admission.
+
+    begun: hex of the bytes with which the constrained text has begun already: what the last token
+    of a healed prompt spells beyond the user's.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     strategy: dict[str, Any]
     id: Id | None = None
     vocabulary: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     resume: Resume | None = None
+    begun: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){0,1024}$")] = ""
     base_seed: Annotated[int, Field(strict=True)] | None = None
     admitted: str | None = None
 
@@ -60,7 +65,7 @@ class RequestPlan:
     """How one request is decoded.
 
     key: of its records. child: which of `n` it is. max_new_tokens: from the first constrained
-    token on.
+    token on. begun: bytes of the constrained text that the prompt ends in.
     """
 
     key: str
@@ -70,6 +75,7 @@ class RequestPlan:
     child: int
     vocabulary: str | None
     resume: Resume | None
+    begun: bytes = b""
 
 
 def asked_of(params: Any) -> Asked | None:
@@ -114,7 +120,8 @@ def plan_from(asked: Asked, params: Any) -> RequestPlan:
     if resume is not None:
         key = f"{resume.run}:{resume.slot}:{resume.segment}"
     law = _law(params, strategy)
-    return RequestPlan(key, strategy, law, limit, child, asked.vocabulary, resume)
+    begun = bytes.fromhex(asked.begun)
+    return RequestPlan(key, strategy, law, limit, child, asked.vocabulary, resume, begun)
 
 
 def _json(text: str) -> Any:

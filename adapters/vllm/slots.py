@@ -10,6 +10,7 @@ from midstream.adapters.vllm.compiling import Compiler, Unread
 from midstream.adapters.vllm.records import Place, Record
 from midstream.adapters.vllm.request import RequestPlan
 from midstream.kernels.bitmask import Mask as Bits
+from midstream.middleware.bytes.beyond import Beyond, starts_at
 from midstream.middleware.draw import Status
 from midstream.middleware.errors import StrategyError, VocabularyError
 from midstream.middleware.law import PLAIN
@@ -78,7 +79,15 @@ class Slot:
         own = compiler.vocabulary.fingerprint
         if asked is not None and asked != own:
             raise VocabularyError("midstream.vocabulary", asked, f"{own}, the model's own")
-        return compiler.matcher(Unread.of(self.plan.strategy), self.plan.max_new_tokens)
+        matcher = compiler.matcher(Unread.of(self.plan.strategy), self.plan.max_new_tokens)
+        begun = self.plan.begun
+        if not begun:
+            return matcher
+        state = Beyond(matcher).state_after(begun)
+        if state is None:
+            accepted = "bytes with which a text of the constraint may begin"
+            raise StrategyError("midstream.begun", begun.hex(), accepted)
+        return starts_at(matcher, state)
 
     @classmethod
     def broken(cls, compiler: Compiler) -> Slot:

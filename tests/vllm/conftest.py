@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 # With a thread for each core, whatever else runs stops all of them.
@@ -25,6 +32,8 @@ collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["*"]
 
 PROCESSOR = "midstream.adapters.vllm:ConstrainedSampling"
 EXTENSION = "midstream.adapters.vllm.WeightsExtension"
+KEY = "a-key-of-the-tests"
+CITY = "Guest 2179 picks a city:\n"
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +104,7 @@ def ask() -> Callable[..., Any]:
     def params(strategy: dict[str, Any], **fields: Any) -> Any:
         from vllm import SamplingParams
 
-        named = {key: fields.pop(key) for key in ("id", "vocabulary") if key in fields}
+        named = {key: fields.pop(key) for key in ("id", "vocabulary", "begun") if key in fields}
         asked = {"strategy": strategy, **named}
         return SamplingParams(**{"max_tokens": 24, **fields}, extra_args={"midstream": asked})
 
@@ -123,3 +132,83 @@ def free_port() -> Callable[[], int]:
             return port
 
     return find
+
+
+@dataclass(frozen=True)
+class Server:
+    """An API server that runs, and how to ask it."""
+
+    url: str
+    key: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, headers=self.headers, timeout=60, **options)
+
+    def complete(self, strategy: Any, **fields: Any) -> httpx.Response:
+        asked = {"strategy": strategy, **fields.pop("named", {})}
+        body = {
+            "prompt": CITY,
+            "max_tokens": 24,
+            "temperature": 1.0,
+            "return_token_ids": True,
+            "vllm_xargs": {"midstream": json.dumps(asked)},
+            **fields,
+        }
+        return self.post("/v1/completions", body)
+
+
+@pytest.fixture(scope="session")
+def start(
+    model_path: Path, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
+    """Starts servers, each on a port of its own, and ends them."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin(*options: str) -> Server:
+        port = free_port()
+        log = (tmp_path_factory.mktemp("server") / "log").open("wb")
+        command = [
+            *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(model_path), "--served-model-name", "zoo", "--dtype", "float32"),
+            *("--enforce-eager", "--max-model-len", "512", "--block-size", "32"),
+            *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
+            *("--distributed-executor-backend", "uni", "--enable-prompt-tokens-details"),
+            *("--logits-processors", "midstream.adapters.vllm:ConstrainedSampling"),
+            *("--worker-extension-cls", "midstream.adapters.vllm.WeightsExtension", *options),
+        ]
+        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, cwd="/", start_new_session=True
+        )
+        log.close()
+        running.append(process)
+        server = Server(f"http://127.0.0.1:{port}", KEY, process)
+        deadline = time.monotonic() + 280
+        while time.monotonic() < deadline:
+            assert process.poll() is None, Path(log.name).read_text()[-4000:]
+            try:
+                if httpx.get(server.url + "/health", timeout=2).status_code == 200:
+                    return server
+            except httpx.TransportError:
+                time.sleep(0.3)
+        raise AssertionError(Path(log.name).read_text()[-4000:])
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def server(start: Callable[..., Server]) -> Server:
+    """The server that most tests share. It shows the probabilities of all tokens."""
+    return start("--max-logprobs", "-1")

@@ -1,13 +1,16 @@
-"""Two hundred requests of mixed constraints: the same tokens in transformers and in vLLM."""
+"""Two hundred requests of mixed constraints: transformers, vLLM and its server draw the same."""
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import numpy as np
+import pytest
 
-from midstream.adapters.vllm.weights import weights
+from midstream.adapters.vllm.weights import Weighted, by_sequence, weigh, weights
 from midstream.middleware.budget import within_budget
 from midstream.middleware.law import Law
 from midstream.middleware.random import Stream, sequence_of
@@ -62,19 +65,52 @@ def _truth(reference: Any, ids: list[int], strategy: dict[str, Any], temperature
     return run(reference.start([ids]), matcher, sequence=sequence_of(ids), **options).particles[0]
 
 
+@pytest.fixture(scope="module")
+def truths(reference: Any, tokenizer: Any) -> list[Any]:
+    """What transformers draws."""
+    cases = [_case(index) for index in range(REQUESTS)]
+    return [_truth(reference, tokenizer(p).input_ids, s, t) for p, s, t in cases]
+
+
 def test_transformers_and_vllm_draw_the_same(
-    engine: Any, generate: Any, ask: Any, reference: Any
+    engine: Any, generate: Any, ask: Any, reference: Any, truths: list[Any]
 ) -> None:
     cases = [_case(index) for index in range(REQUESTS)]
     params = [ask(s, max_tokens=LIMIT, temperature=t) for _, s, t in cases]
     outputs = generate([prompt for prompt, _, _ in cases], params)
+    texts = [weights(engine, *each)[0] for each in zip(outputs, params, strict=True)]
+    _compare(reference, [list(output.prompt_token_ids) for output in outputs], texts, truths)
+
+
+def test_so_does_a_server(server: Any, reference: Any, tokenizer: Any, truths: list[Any]) -> None:
+    prompts = [tokenizer(_case(index)[0]).input_ids for index in range(REQUESTS)]
+
+    def ask_one(index: int) -> Weighted:
+        _, strategy, temperature = _case(index)
+        fields = {"prompt": prompts[index], "max_tokens": LIMIT, "temperature": temperature}
+        key = f"parity-over-http-{index:04d}"
+        answer = server.complete(strategy, named={"id": key}, **fields)
+        assert answer.status_code == 200, answer.text
+        (choice,) = answer.json()["choices"]
+        path = f"{server.url}/v1/midstream/weights/{key}"
+        told = httpx.get(path, headers=server.headers, timeout=60).json()["records"]
+        (records,) = by_sequence(told).values()
+        return weigh(choice["token_ids"], records, choice["finish_reason"])
+
+    with ThreadPoolExecutor(16) as pool:
+        texts = list(pool.map(ask_one, range(REQUESTS)))
+    _compare(reference, prompts, texts, truths)
+
+
+def _compare(
+    reference: Any, prompts: list[list[int]], texts: list[Weighted], truths: list[Any]
+) -> None:
+    """Token for token the same, but where noise on the logits explains another."""
     differences, finished = [], 0
-    for case, each, output in zip(cases, params, outputs, strict=True):
-        (text,) = weights(engine, output, each)
-        ids = list(output.prompt_token_ids)
-        truth = _truth(reference, ids, case[1], case[2])
+    for index, (ids, text, truth) in enumerate(zip(prompts, texts, truths, strict=True)):
         finished += text.status == "finished"
         if text.token_ids != truth.token_ids:
+            case = _case(index)
             differences.append(_explained(reference, ids, case, text.token_ids, truth.token_ids))
             continue
         assert text.status == truth.status

@@ -7,12 +7,9 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,6 @@ from midstream.middleware.segments import run_segments
 from midstream.middleware.strategy import Strategy
 
 pytestmark = pytest.mark.timeout(600)
-KEY = "a-key-of-the-tests"
-HEADERS = {"Authorization": f"Bearer {KEY}"}
 CITY = "Guest 2179 picks a city:\n"
 REGEX = {"constraint": {"regex": "San (Antonio|Marino)|Rome|Porto"}}
 RECORD = {
@@ -62,86 +57,15 @@ DEAR = {
 """Of what admission accepts, the dearest that were found to compile, and to step through."""
 
 
-@dataclass(frozen=True)
-class Server:
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, headers=HEADERS, timeout=60, **options)
-
-    def complete(self, strategy: Any, **fields: Any) -> httpx.Response:
-        asked = {"strategy": strategy, **fields.pop("named", {})}
-        body = {
-            "prompt": CITY,
-            "max_tokens": 24,
-            "temperature": 1.0,
-            "return_token_ids": True,
-            "vllm_xargs": {"midstream": json.dumps(asked)},
-            **fields,
-        }
-        return self.post("/v1/completions", body)
-
-
 @pytest.fixture(scope="module")
-def start(
-    model_path: Path, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Server]]:
-    """Starts servers, each on a port of its own, and ends them."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def begin(*options: str) -> Server:
-        port = free_port()
-        log = (tmp_path_factory.mktemp("server") / "log").open("wb")
-        command = [
-            *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", str(model_path), "--served-model-name", "zoo", "--dtype", "float32"),
-            *("--enforce-eager", "--max-model-len", "512", "--block-size", "32"),
-            *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
-            *("--distributed-executor-backend", "uni", "--enable-prompt-tokens-details"),
-            *("--logits-processors", "midstream.adapters.vllm:ConstrainedSampling"),
-            *("--worker-extension-cls", "midstream.adapters.vllm.WeightsExtension", *options),
-        ]
-        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, cwd="/", start_new_session=True
-        )
-        running.append(process)
-        server = Server(f"http://127.0.0.1:{port}", process)
-        deadline = time.monotonic() + 280
-        while time.monotonic() < deadline:
-            assert process.poll() is None, Path(log.name).read_text()[-4000:]
-            try:
-                if httpx.get(server.url + "/health", timeout=2).status_code == 200:
-                    return server
-            except httpx.TransportError:
-                time.sleep(0.3)
-        raise AssertionError(Path(log.name).read_text()[-4000:])
-
-    yield begin
-    for process in running:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def server(start: Callable[..., Server]) -> Server:
-    return start()
-
-
-@pytest.fixture(scope="module")
-def crowded(start: Callable[..., Server]) -> Server:
+def crowded(start: Callable[..., Any]) -> Any:
     """A server whose requests must give way to each other, and that has the path for token ids."""
     return start("--num-gpu-blocks-override", "24", "--enable-scale-out")
 
 
 @pytest.fixture(scope="module")
-def host(server: Server, tokenizer: Any) -> Iterator[VllmServerHost]:
-    with VllmServerHost(server.url, tokenizer, api_key=KEY) as host:
+def host(server: Any, tokenizer: Any) -> Iterator[VllmServerHost]:
+    with VllmServerHost(server.url, tokenizer, api_key=server.key) as host:
         yield host
 
 
@@ -149,19 +73,19 @@ def host(server: Server, tokenizer: Any) -> Iterator[VllmServerHost]:
 def each_host(request: pytest.FixtureRequest, tokenizer: Any) -> Iterator[VllmServerHost]:
     """A host over each path that takes token ids; what it asks for and what comes is kept."""
     name = "crowded" if "generate" in request.param else "server"
-    server: Server = request.getfixturevalue(name)
-    with VllmServerHost(server.url, tokenizer, api_key=KEY) as host:
+    server: Any = request.getfixturevalue(name)
+    with VllmServerHost(server.url, tokenizer, api_key=server.key) as host:
         assert host._path == request.param
         yield host
 
 
-def _weights(server: Server, key: str) -> dict[int, dict[int, Any]]:
-    response = httpx.get(f"{server.url}/v1/midstream/weights/{key}", headers=HEADERS)
+def _weights(server: Any, key: str) -> dict[int, dict[int, Any]]:
+    response = httpx.get(f"{server.url}/v1/midstream/weights/{key}", headers=server.headers)
     assert response.status_code == 200, response.text
     return by_sequence(response.json()["records"])
 
 
-def test_eight_texts_and_their_weights(server: Server, tokenizer: Any) -> None:
+def test_eight_texts_and_their_weights(server: Any, tokenizer: Any) -> None:
     answer = server.complete(REGEX, n=8, named={"id": "eight-texts-of-one-request"})
     assert answer.status_code == 200, answer.text
     ids = tokenizer(CITY).input_ids
@@ -177,11 +101,11 @@ def test_eight_texts_and_their_weights(server: Server, tokenizer: Any) -> None:
     assert len({text.token_ids for text in texts}) > 2
 
 
-def test_weights_are_guarded_by_the_key(server: Server) -> None:
+def test_weights_are_guarded_by_the_key(server: Any) -> None:
     for path in ("/v1/midstream/weights/some-id-of-a-request", "/v1/midstream/vocabulary"):
         assert httpx.get(server.url + path).status_code == 401
     assert httpx.post(server.url + "/v1/midstream/prepare", json={}).status_code == 401
-    missing = httpx.get(server.url + "/v1/midstream/weights/never-asked", headers=HEADERS)
+    missing = httpx.get(server.url + "/v1/midstream/weights/never-asked", headers=server.headers)
     assert missing.status_code == 404
 
 
@@ -202,7 +126,7 @@ def test_weights_are_guarded_by_the_key(server: Server) -> None:
     ],
 )
 def test_what_cannot_be_done_is_a_400_that_names_the_field(
-    server: Server, strategy: Any, fields: Any, named: str
+    server: Any, strategy: Any, fields: Any, named: str
 ) -> None:
     answer = server.complete(strategy, **fields)
     assert answer.status_code == 400, answer.text
@@ -211,7 +135,7 @@ def test_what_cannot_be_done_is_a_400_that_names_the_field(
 
 
 @pytest.mark.parametrize("value", ["{", "[]", "7", '{"strategy": 5}', "null"])
-def test_arguments_of_the_wrong_type(server: Server, value: str) -> None:
+def test_arguments_of_the_wrong_type(server: Any, value: str) -> None:
     body = {"prompt": CITY, "max_tokens": 4, "vllm_xargs": {"midstream": value}}
     answer = server.post("/v1/completions", body)
     assert answer.status_code == 400, answer.text
@@ -272,22 +196,22 @@ def test_preparing_a_constraint(host: VllmServerHost) -> None:
         host.prepare(Strategy(constraint={"json_schema": {"type": "object", "$ref": "#/nowhere"}}))
 
 
-def test_a_client_of_another_model_or_without_the_key(server: Server, model_path: Path) -> None:
+def test_a_client_of_another_model_or_without_the_key(server: Any, model_path: Path) -> None:
     from midstream.middleware.vocabulary import Vocabulary
 
     other = Vocabulary([b"a", b"b", b""], eos_ids=(2,))
     with pytest.raises(VocabularyError, match="fingerprint"):
-        VllmServerHost(server.url, other, api_key=KEY)
+        VllmServerHost(server.url, other, api_key=server.key)
     with pytest.raises(EngineError, match="401"):
         VllmServerHost(server.url, other)
 
 
-def _metric(server: Server, name: str) -> float:
-    lines = httpx.get(server.url + "/metrics", headers=HEADERS).text.splitlines()
+def _metric(server: Any, name: str) -> float:
+    lines = httpx.get(server.url + "/metrics", headers=server.headers).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
 
 
-def test_many_at_once_a_third_aborted_and_some_preempted(crowded: Server, tokenizer: Any) -> None:
+def test_many_at_once_a_third_aborted_and_some_preempted(crowded: Any, tokenizer: Any) -> None:
     """64 requests: what is answered satisfies its constraint, and each weight is accounted for."""
     server, ids = crowded, tokenizer(CITY).input_ids
     preempted = _metric(server, "vllm:num_preemptions_total")
@@ -308,7 +232,8 @@ def test_many_at_once_a_third_aborted_and_some_preempted(crowded: Server, tokeni
 
     async def all_of_them() -> list[Any]:
         limits = httpx.Limits(max_connections=64)
-        async with httpx.AsyncClient(base_url=server.url, headers=HEADERS, limits=limits) as client:
+        options: Any = {"base_url": server.url, "headers": server.headers, "limits": limits}
+        async with httpx.AsyncClient(**options) as client:
             return await asyncio.gather(*(one(client, i) for i in range(64)))
 
     answers = asyncio.run(all_of_them())
@@ -333,7 +258,7 @@ def test_many_at_once_a_third_aborted_and_some_preempted(crowded: Server, tokeni
 
 
 @pytest.mark.parametrize("kind", DEAR)
-def test_the_worst_strategy_does_not_hold_up_others(server: Server, kind: str) -> None:
+def test_the_worst_strategy_does_not_hold_up_others(server: Any, kind: str) -> None:
     """Plain requests and /health take at most twice as long beside it, compiling included.
 
     Beside a request that asks for nothing dear: a batch of two takes longer than one of one.
@@ -383,7 +308,7 @@ def test_the_worst_strategy_does_not_hold_up_others(server: Server, kind: str) -
 
 
 def test_an_engine_that_dies_is_an_error_and_no_result(
-    start: Callable[..., Server], tokenizer: Any
+    start: Callable[..., Any], tokenizer: Any
 ) -> None:
     doomed = start()
     ids = tokenizer(CITY).input_ids
@@ -392,7 +317,7 @@ def test_an_engine_that_dies_is_an_error_and_no_result(
         smc={"particles": 4, "resample_every": 4},
         limits={"max_new_tokens": 220},
     )
-    with VllmServerHost(doomed.url, tokenizer, api_key=KEY, retries=1, timeout_s=20) as host:
+    with VllmServerHost(doomed.url, tokenizer, api_key=doomed.key, retries=1, timeout_s=20) as host:
         segments = 0
 
         def kill_at_the_third(particles: Any) -> None:

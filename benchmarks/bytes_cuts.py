@@ -18,8 +18,8 @@ from benchmarks.bytes_model import Trained
 from benchmarks.peer_bytes import PeerBytes
 from benchmarks.report import Cell, Table
 from midstream.adapters.transformers import TransformersHost
+from midstream.kernels.sorted_row import SortedRow
 from midstream.middleware.bytes import ByteModel
-from midstream.middleware.bytes.sorted_rows import SortedRow
 from midstream.middleware.bytes.tail import byte_sorted
 
 Float = npt.NDArray[np.float64]

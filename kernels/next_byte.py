@@ -16,19 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.backend import Backend, choose, is_tensor, like, to_numpy
-from midstream.kernels.bitmask import Mask, unpack_mask
-from midstream.kernels.blocks import NO_MASS
 from midstream.kernels.byte_sorted import ByteSortedVocabulary
 from midstream.kernels.masked_sampling import NOT_FINITE, NOTHING_ALLOWED, OK
 from midstream.kernels.numpy_inputs import numpy_mask, numpy_temperatures
+from midstream.kernels.sorted_row import SortedRow
 
 __all__ = ["ENDS", "ByteSortedVocabulary", "NextByte", "next_byte"]
 
 ENDS = 256
 """The bin of a token that ends where it stands."""
-
-_RENEW = 1e-290
-"""A stretch of less mass than that, beside the greatest token's, is read again for itself."""
 
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -112,85 +108,27 @@ def _next_bytes(
             if row is None or read != where[p]:
                 read = where[p]
                 words = None if masks is None else masks[read]
-                row = _SortedRow(rows[read], vocabulary, words, inverse[read])
-            logs[p], status[p] = row.ways_on(node_ids[p])
+                row = SortedRow(rows[read], vocabulary, words, inverse[read])
+            logs[p], status[p] = _ways_on(row, vocabulary, node_ids[p])
     parts = logs[:, : ENDS + 1], logs[:, -3], logs[:, -2], logs[:, -1], status
     return NextByte(*(like(logits, np.ascontiguousarray(part)) for part in parts))
 
 
-class _SortedRow:
-    """One row of logits in the order of a vocabulary: special tokens come after the others."""
-
-    def __init__(
-        self,
-        logits: npt.NDArray[Any],
-        vocabulary: ByteSortedVocabulary,
-        mask: Mask | None,
-        inverse_temperature: float,
-    ) -> None:
-        size = len(vocabulary)
-        self._vocabulary = vocabulary
-        self._inverse_temperature = inverse_temperature
-        self._logits = logits.take(vocabulary.order)
-        if logits.size > size:
-            self._logits = np.concatenate([self._logits, logits[size:]])
-        self._top = max(float(np.maximum.reduce(self._logits)), NO_MASS)
-        weights = self._logits.astype(np.float64)
-        weights -= self._top
-        if inverse_temperature != 1.0:
-            weights *= inverse_temperature
-        np.exp(weights, out=weights)
-        self._log_share = float(np.log(np.add.reduce(weights)))
-        self._weights = weights
-        if mask is not None:
-            allowed = unpack_mask(mask, logits.size)
-            refused = ~np.concatenate([allowed[vocabulary.order], allowed[size:]])
-            self._logits[refused] = -np.inf
-            weights[refused] = 0.0
-        eos = vocabulary.spelled, vocabulary.spelled + vocabulary.ending
-        self._special = [self._log_sum(*eos), self._log_sum(eos[1], logits.size)]
-
-    def ways_on(self, node: int) -> tuple[Float, int]:
-        """Log masses [257], of end of sequence, of other special ids and of the row; the status."""
-        logs = np.full(ENDS + 4, -np.inf)
-        if not self._log_share < np.inf:  # NaN too
-            logs[:] = np.nan
-            return logs, NOT_FINITE
-        logs[-1] = self._top * self._inverse_temperature + self._log_share
-        if self._log_share == -np.inf:
-            return logs, NOTHING_ALLOWED
-        logs[-3:-1] = self._special
-        if node >= 0:
-            self._fill(logs, node)
-        logs[:-1] -= self._log_share
-        return logs, OK
-
-    def _fill(self, logs: Float, node: int) -> None:
-        known = self._vocabulary
-        children = slice(int(known.first_child[node]), int(known.first_child[node + 1]))
-        begin, end = int(known.low[node]), int(known.high[node])
-        starts = known.low[children].astype(np.int64)
-        if starts.size:
-            sums = np.add.reduceat(self._weights[:end], starts)
-            logs[known.byte[children]] = np.log(sums)
-            for i in np.flatnonzero(sums < _RENEW).tolist():
-                bounds = int(starts[i]), int(known.high[children][i])
-                logs[known.byte[children][i]] = self._log_sum(*bounds)
-        logs[ENDS] = self._log_sum(begin, int(known.ends[node]))
-
-    def _log_sum(self, begin: int, end: int) -> float:
-        """Log of the mass of a stretch beside that of the greatest token of the row."""
-        total = float(np.add.reduce(self._weights[begin:end]))
-        if total >= _RENEW or begin == end:
-            return math.log(total) if total > 0.0 else -math.inf
-        logits = self._logits[begin:end].astype(np.float64)
-        top = float(np.maximum.reduce(logits))
-        if top <= NO_MASS:
-            return -math.inf
-        scaled = (logits - top) * self._inverse_temperature
-        return (
-            math.log(np.add.reduce(np.exp(scaled))) + (top - self._top) * self._inverse_temperature
-        )
+def _ways_on(row: SortedRow, known: ByteSortedVocabulary, node: int) -> tuple[Float, int]:
+    """Log masses [257], of end of sequence, of other special ids and of the row; the status."""
+    logs = np.full(ENDS + 4, -np.inf)
+    if math.isnan(row.log_z):
+        logs[:] = np.nan
+        return logs, NOT_FINITE
+    logs[-1] = row.log_z
+    if not row.finite:
+        return logs, NOTHING_ALLOWED
+    if node >= 0:
+        row.log_bytes(node, logs)
+        logs[ENDS] = row.log_sum(int(known.low[node]), int(known.ends[node]))
+    logs[-3] = row.log_end()
+    logs[-2] = row.log_sum(known.spelled + known.ending, row.logits.size)
+    return logs, OK
 
 
 def _check(logits: Any, vocabulary: ByteSortedVocabulary, nodes: Any, indices: Any) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from midstream.kernels.byte_sorted import ByteSortedVocabulary
+from midstream.kernels.sorted_row import log_sum
 from midstream.middleware.bytes.heads import AnyTokens, Places
 from midstream.middleware.bytes.law import Method, Standing, Target
 from midstream.middleware.bytes.reading import Branches, Logits, Task
-from midstream.middleware.bytes.sorted_rows import log_sum
 from midstream.middleware.errors import InputError
 
 _ROLLBACK = 32

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.byte_sorted import ByteSortedVocabulary
+from midstream.kernels.sorted_row import log_sum
 from midstream.middleware.bytes.heads import Places
 from midstream.middleware.bytes.law import Method, Standing, Target
 from midstream.middleware.bytes.reading import Branches, Task
-from midstream.middleware.bytes.sorted_rows import log_sum
 from midstream.middleware.random import Source
 
 Float = npt.NDArray[np.float64]

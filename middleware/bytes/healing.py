@@ -18,6 +18,7 @@ import numpy as np
 
 from midstream.kernels.bitmask import mask_of_tokens, mask_words
 from midstream.kernels.byte_sorted import ByteSortedVocabulary
+from midstream.kernels.sorted_row import SortedRow
 from midstream.middleware.bytes.beam import Beam, BeamText
 from midstream.middleware.bytes.beyond import Beyond
 from midstream.middleware.bytes.canonical import Canonical
@@ -26,7 +27,6 @@ from midstream.middleware.bytes.heads import AnyTokens, Heads
 from midstream.middleware.bytes.law import Standing, Target
 from midstream.middleware.bytes.lawful import LawfulHost, RowsOf, truncated
 from midstream.middleware.bytes.reading import Branches, Reader, Task
-from midstream.middleware.bytes.sorted_rows import SortedRow
 from midstream.middleware.bytes.splits import Split, Splitter
 from midstream.middleware.bytes.tail import byte_sorted
 from midstream.middleware.host import Host

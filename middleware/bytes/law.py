@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.next_byte import ENDS
-from midstream.middleware.bytes.sorted_rows import SortedRow
+from midstream.kernels.sorted_row import SortedRow
 
 Float = npt.NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.byte_sorted import ByteSortedVocabulary
-from midstream.middleware.bytes.sorted_rows import SortedRow, log_normalisers
+from midstream.kernels.sorted_row import SortedRow, log_normalisers
 from midstream.middleware.bytes.tree import Tree, grow
 from midstream.middleware.host import Host, logits_on_host
 

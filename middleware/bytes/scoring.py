@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from midstream.kernels.sorted_row import SortedRow
 from midstream.middleware.bytes.beam import BeamText
 from midstream.middleware.bytes.cover import CoverText
 from midstream.middleware.bytes.elements import log_cover_mass, log_going_mass
 from midstream.middleware.bytes.law import Method, Target
 from midstream.middleware.bytes.reading import Read, Task, Wanted
-from midstream.middleware.bytes.sorted_rows import SortedRow
 
 Float = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import pytest
 
 from midstream.kernels.bitmask import pack_mask
 from midstream.kernels.next_byte import next_byte
-from midstream.middleware.bytes.sorted_rows import SortedRow, log_normalisers
+from midstream.kernels.sorted_row import SortedRow, log_normalisers
 from midstream.middleware.bytes.tail import byte_sorted
 from midstream.middleware.vocabulary import Vocabulary
 

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 from midstream.middleware.budget import within_budget
-from midstream.middleware.constraints import Constraint
+from midstream.middleware.constraints import Constraint, JsonSchema, Regex
 from midstream.middleware.constraints.cache import BuiltOnce
 from midstream.middleware.matcher import Matcher
 from midstream.middleware.strategy import Strategy
 from midstream.middleware.vocabulary import Vocabulary
 
 PATIENCE_SECONDS = 0.05
-"""How long steps wait for a constraint, all those together that ask for it."""
+"""How long steps wait for a constraint that compiles, all those together that ask for it."""
+
+QUEUE_SECONDS = 0.25
+"""How long steps wait for a constraint whose turn to compile has not come."""
 
 FUTURES_KEPT = 256
-THREADS = 4
-"""Constraints that compile at a time; each is bounded in time and memory by its own kind."""
+THREADS = 2
+"""Constraints that compile at a time; each is bounded in time and memory by its own kind. More of
+them would only take longer each: most of the work holds the interpreter's lock.
+"""
+_LOOK_SECONDS = 0.005  # between two looks at whether a turn has come
 
 
 class StillCompilingError(Exception):
@@ -46,44 +52,69 @@ class Unread:
         return Strategy(constraint=json.loads(self.text)).build_constraint().compile(vocabulary)
 
 
+@dataclass(slots=True)
+class _Work:
+    """One constraint's compilation. begun: when its turn came, by the monotonic clock."""
+
+    asked: float
+    begun: float | None = None
+    matcher: Future[Matcher] = field(init=False)
+
+    def patience(self) -> float:
+        """How many seconds it is still worth to wait for."""
+        if self.begun is None:
+            return self.asked + QUEUE_SECONDS - time.monotonic()
+        return self.begun + PATIENCE_SECONDS - time.monotonic()
+
+
 class Compiler:
     """Compiles constraints for one vocabulary, each once, on a few threads of its own."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._threads = ThreadPoolExecutor(THREADS, "midstream-compile")
-        self._begun: BuiltOnce[Constraint, tuple[Future[Matcher], float]]
-        self._begun = BuiltOnce(FUTURES_KEPT)
+        self._works: BuiltOnce[Constraint, _Work] = BuiltOnce(FUTURES_KEPT)
+
+    def warm(self) -> None:
+        """Import and build what the first constraint of each kind needs, before any step."""
+        for constraint in (Regex("a|b"), JsonSchema({"type": "null"})):
+            constraint.compile(self.vocabulary)
 
     def start(self, constraint: Constraint) -> Future[Matcher]:
         """The matcher to be. A failure is kept, so that asking again does not compile again."""
-        return self._start(constraint)[0]
+        return self._work(constraint).matcher
 
-    def _start(self, constraint: Constraint) -> tuple[Future[Matcher], float]:
-        """The matcher to be, and when it was begun."""
+    def _work(self, constraint: Constraint) -> _Work:
+        def begin() -> _Work:
+            work = _Work(time.monotonic())
 
-        def begin() -> tuple[Future[Matcher], float]:
-            return self._threads.submit(constraint.compile, self.vocabulary), time.monotonic()
+            def compile() -> Matcher:
+                work.begun = time.monotonic()
+                return constraint.compile(self.vocabulary)
 
-        return self._begun.get(constraint, begin)
+            work.matcher = self._threads.submit(compile)
+            return work
+
+        return self._works.get(constraint, begin)
 
     def matcher(self, constraint: Constraint, max_new_tokens: int) -> Matcher:
         """The matcher, within a budget of tokens.
 
         Raises ConstraintError where it does not compile, and StillCompilingError.
         """
-        future, begun = self._start(constraint)
-        try:
-            # One that takes longer is not waited for again by each request that asks for it.
-            waited = time.monotonic() - begun
-            matcher = future.result(timeout=max(0.0, PATIENCE_SECONDS - waited))
-        except TimeoutError:
-            what = (
-                f"the constraint is still compiling after {PATIENCE_SECONDS * 1000:.0f} ms; "
-                "ask again, or prepare it before (VllmHost.prepare, POST /v1/midstream/prepare)"
-            )
-            raise StillCompilingError(what) from None
-        return within_budget(matcher, max_new_tokens)
+        work = self._work(constraint)
+        # One that takes longer is not waited for again by each request that asks for it.
+        while not work.matcher.done():
+            patience = work.patience()
+            if patience <= 0.0:
+                what = (
+                    f"the constraint is still compiling after {PATIENCE_SECONDS * 1000:.0f} ms; "
+                    "ask again, or prepare it before (VllmHost.prepare, POST /v1/midstream/prepare)"
+                )
+                raise StillCompilingError(what)
+            turn = patience if work.begun is not None else min(patience, _LOOK_SECONDS)
+            wait([work.matcher], timeout=turn)
+        return within_budget(work.matcher.result(), max_new_tokens)
 
 
 _here: list[Compiler] = []

@@ -43,6 +43,7 @@ class ConstrainedSampling(V1, V2):
         # V1 gives (device, is_pin_memory), V2 its view of the requests.
         self._requests = interface[0] if len(interface) == 1 else None
         self._compiler = Compiler(engine_vocabulary(vllm_config))
+        self._compiler.warm()
         serve_here(self._compiler)
         self._slots: dict[int, Slot] = {}
         self._outputs: dict[int, list[int]] = {}  # V1's live lists of output ids

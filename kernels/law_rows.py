@@ -74,6 +74,25 @@ def _rows(logits: Array, mask: Mask | None, part: Ids, temperatures: Float) -> l
     return [Row(logits[i], own, t, with_entropy=True) for i, own, t in each]
 
 
+def survivors(
+    logits: Array,  # [V]
+    mask: Mask | None,  # [W]
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    truncation: Truncation | None,
+) -> npt.NDArray[np.bool_]:
+    """Which tokens truncation keeps: bool [V]. The mask counts where it comes before."""
+    return truncated_set(
+        live_logits(logits, mask) if truncation == "after_mask" else logits,
+        inverse_temperature=inverse_temperature(temperature),
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+
+
 def read_truncated(
     logits: Array,  # [V]
     mask: Mask | None,  # [W]
@@ -90,15 +109,8 @@ def read_truncated(
     # A row with NaN or +inf says so itself; truncation would hide it.
     if temperature == 0 or not logits.max(initial=-np.inf) < np.inf:
         return Row(logits, mask, inverse, with_entropy=with_entropy), logits
-    after_mask = truncation == "after_mask"
-    kept = truncated_set(
-        live_logits(logits, mask) if after_mask else logits,
-        inverse_temperature=inverse,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-    )
-    if after_mask:
+    kept = survivors(logits, mask, temperature, top_k, top_p, min_p, truncation)
+    if truncation == "after_mask":
         words = pack_mask(kept, np.zeros(mask_words(logits.size), np.uint32))
         return Row(logits, words, inverse, with_entropy=with_entropy), logits
     law = np.where(kept, logits, logits.dtype.type(-np.inf))

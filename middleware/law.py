@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask
-from midstream.kernels.law_rows import read_truncated
+from midstream.kernels.law_rows import read_truncated, survivors
 from midstream.kernels.row import Row, read_rows
 from midstream.middleware.errors import StrategyError
 
@@ -79,8 +79,15 @@ class Law:
         """
         if not self.truncates:
             return Row(logits, mask, self.inverse_temperature)
-        options = self.temperature, self.top_k, self.top_p, self.min_p, self.truncation
-        return read_truncated(logits, mask, *options)[0]
+        return read_truncated(logits, mask, *self._options)[0]
+
+    def survivors(self, logits: npt.NDArray[Any], mask: Mask) -> npt.NDArray[np.bool_]:
+        """Which tokens truncation keeps, of a law that truncates: bool [V]."""
+        return survivors(logits, mask, *self._options)
+
+    @property
+    def _options(self) -> tuple[float, int, float, float, Literal["target", "after_mask"] | None]:
+        return self.temperature, self.top_k, self.top_p, self.min_p, self.truncation
 
     def read_rows(self, logits: npt.NDArray[Any], masks: Mask) -> list[Row]:
         """`read` of each row of [R, V] under its mask of [R, W]: the same rows, sooner."""

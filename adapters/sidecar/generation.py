@@ -159,6 +159,7 @@ def _kinds_error(got: str) -> Exception:
 
 
 def kinds_of(events: Sequence[int]) -> set[int]:
+    """The kinds of events that a request asks for: all where it names none."""
     if not events:
         return set(_KINDS)
     kinds = set(events)

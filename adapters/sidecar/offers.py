@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask, pack_mask, unpack_mask
-from midstream.kernels.truncation import truncated_set
 from midstream.middleware.finish import why_dead, why_unusable
 from midstream.middleware.law import Law
 from midstream.middleware.matcher import Matcher, State, fault
@@ -79,14 +78,4 @@ def _truncated(logits: npt.NDArray[Any], bits: Mask, law: Law) -> Mask:
     """The mask without what the law's truncation takes out."""
     if not law.truncates:
         return bits
-    allowed = unpack_mask(bits, logits.size)
-    if law.truncation == "after_mask":
-        logits = np.where(allowed, logits, logits.dtype.type(-np.inf))
-    kept = truncated_set(
-        logits,
-        inverse_temperature=law.inverse_temperature,
-        top_k=law.top_k,
-        top_p=law.top_p,
-        min_p=law.min_p,
-    )
-    return pack_mask(allowed & kept)
+    return pack_mask(unpack_mask(bits, logits.size) & law.survivors(logits, bits))

@@ -221,6 +221,7 @@ def read_healed(response: pb.HealResponse) -> list[HealedText]:
 
 
 def text_messages(texts: Sequence[Text], context_ids: Sequence[int] | None) -> list[pb.ByteText]:
+    """Texts as they go over the wire: what was no UTF-8 when it was read is its bytes again."""
     messages = []
     for text in texts:
         data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text

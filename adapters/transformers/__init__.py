@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from midstream.adapters.transformers.custom_generate import ParticleDecoding, SMCOutput, smc
-from midstream.adapters.transformers.healing import HealedDecoding, heal
+from midstream.adapters.transformers.healing import HealedDecoding, HealedOutput, heal
 from midstream.adapters.transformers.host import StaticSize, TransformersHost, TransformersRows
 
 __all__ = [
     "HealedDecoding",
+    "HealedOutput",
     "ParticleDecoding",
     "SMCOutput",
     "StaticSize",

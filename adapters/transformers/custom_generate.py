@@ -14,6 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from midstream.adapters.transformers.host import StaticSize, TransformersHost
 from midstream.adapters.transformers.processed import ProcessedRows
+from midstream.adapters.transformers.prompts import unpadded
 from midstream.adapters.transformers.settings import check_settings, law_of, target_processors
 from midstream.adapters.transformers.streaming import CommonPrefix
 from midstream.logits_processors.fit import CompiledConstraints
@@ -91,7 +92,7 @@ class ParticleDecoding:
         self._constraints.end_at(config.eos_token_id)
         self._constraints.check_law(law)
         processors = target_processors(logits_processor)
-        prompts = _prompts(input_ids, model_kwargs)
+        prompts = unpadded(input_ids, model_kwargs)
         if self._streamer is not None and len(prompts) > 1:
             raise StrategyError("streamer", f"{len(prompts)} prompts", "one prompt")
         limit = config.max_length - input_ids.shape[1]
@@ -230,21 +231,3 @@ def smc(
             "cancelled": cancelled,
         },
     )
-
-
-def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[list[int]]:
-    """The prompts without padding. StrategyError for position ids that do not count them from 0."""
-    rows: list[list[int]] = input_ids.tolist()
-    mask = model_kwargs.get("attention_mask")
-    flags = [[1] * len(row) for row in rows] if mask is None else mask.tolist()
-    prompts = [
-        [token for token, attended in zip(row, kept, strict=True) if attended]
-        for row, kept in zip(rows, flags, strict=True)
-    ]
-    positions = model_kwargs.get("position_ids")
-    if positions is not None:
-        for kept, given in zip(flags, positions.expand(len(rows), -1).tolist(), strict=True):
-            counted = [place for place, attended in zip(given, kept, strict=True) if attended]
-            if counted != list(range(len(counted))):
-                raise StrategyError("position_ids", counted, "None: positions count from 0")
-    return prompts

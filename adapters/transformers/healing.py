@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
+from transformers.utils.generic import ModelOutput
 
-from midstream.adapters.transformers.host import TransformersHost
-from midstream.adapters.transformers.settings import (
-    REFUSED,
-    USED_MODEL_KWARGS,
-    target_processors,
+from midstream.adapters.transformers.healing_settings import (
+    check_healed,
+    config_behind,
+    generate_locals,
+    law_behind,
+    own_cache,
+    rows_of,
+    switches,
 )
+from midstream.adapters.transformers.host import TransformersHost
+from midstream.adapters.transformers.prompts import padded, unpadded
+from midstream.adapters.transformers.settings import target_processors
+from midstream.adapters.transformers.trunk import TrunkHost
 from midstream.logits_processors.constrained_sampling import ConstrainedSampling
 from midstream.logits_processors.fit import CompiledConstraints
-from midstream.logits_processors.generation_call import GenerationCall, calling_generate
+from midstream.logits_processors.generation_call import calling_generate
 from midstream.middleware.bytes.beam import Beam
 from midstream.middleware.bytes.beyond import AnyIds, Anything, starts_at
 from midstream.middleware.bytes.healing import Healed, Healer
 from midstream.middleware.bytes.law import Target
-from midstream.middleware.errors import InputError, StrategyError
+from midstream.middleware.errors import StrategyError
 from midstream.middleware.law import Law
 from midstream.middleware.matcher import Matcher
 from midstream.middleware.random import Stream
 from midstream.middleware.sampling import Sampler, sampler_of
 from midstream.middleware.vocabulary import Vocabulary
 
-HONOURED = frozenset({"num_return_sequences"})
-"""What a particle run refuses and healed rows can do."""
+
+@dataclass
+class HealedOutput(ModelOutput):
+    """What `generate(return_dict_in_generate=True)` returns.
+
+    sequences: int64 [B, L], healed prompts and what follows them, padded on the left.
+    log_weights: float64 [B]. continuations, healed: see `HealedDecoding`.
+    """
+
+    sequences: Tensor | None = None
+    log_weights: Tensor | None = None
+    continuations: tuple[bytes, ...] | None = None
+    healed: tuple[Healed, ...] | None = None
 
 
 class HealedDecoding:
@@ -103,13 +121,13 @@ class HealedDecoding:
     ) -> Any:
         """Heal the prompts together, then go on by `generate()`."""
         frame = sys._getframe()
-        config, outer = generation_config, _generate_locals(frame)
-        law = self._law(calling_generate(frame))
-        _check(config, model_kwargs)
+        config, outer = generation_config, generate_locals(frame)
+        law = law_behind(calling_generate(frame), self._truncation)
+        check_healed(config, model_kwargs)
         processors = target_processors(logits_processor)
         self._constraints.end_at(config.eos_token_id)
         vocabulary = self._constraints.vocabulary
-        prompts = _prompts(input_ids, model_kwargs)
+        prompts = unpadded(input_ids, model_kwargs)
         if self._sink is not None and len(prompts) > 1:
             raise StrategyError("sink", f"{len(prompts)} rows", "one prompt")
         limit = config.max_length - input_ids.shape[1]
@@ -117,23 +135,32 @@ class HealedDecoding:
         for prompt in prompts:
             host.check_length(len(prompt), limit)
         matchers = self._matchers(len(prompts), config)
+        cache = self._draw(host, law, processors, matchers, prompts, config)
+        return self._go_on(model, config, outer, law, matchers, prompts, limit, cache)
+
+    def _draw(
+        self,
+        host: TransformersHost,
+        law: Law,
+        processors: Any,
+        matchers: Sequence[Matcher],
+        prompts: Sequence[Sequence[int]],
+        config: Any,
+    ) -> DynamicCache | None:
+        """Draw the ends of the prompts. Returns what was read of them, for the call behind."""
+        trunk = TrunkHost(host)
         healer = Healer(
-            host,
+            trunk,
             self._tokenizer,
             target=self._target,
             beam=self._beam,
             law=law,
-            before=None if processors is None else _rows_of(processors, model.device),
+            before=None if processors is None else rows_of(processors, host.model.device),
         )
-        self.healed = tuple(
-            healer.heal(
-                prompts,
-                seed=self._seed,
-                matchers=matchers,
-                heal=self._switches(len(prompts), config),
-            )
-        )
-        return self._go_on(model, config, outer, law, matchers, prompts, limit)
+        on = switches(self._heal, len(prompts), config)
+        found = healer.heal(prompts, seed=self._seed, matchers=matchers, heal=on)
+        self.healed = tuple(found)
+        return None if own_cache(config) else trunk.take_cache(self.healed)
 
     def _go_on(
         self,
@@ -144,12 +171,50 @@ class HealedDecoding:
         matchers: Sequence[Matcher],
         prompts: Sequence[Sequence[int]],
         limit: int,
+        cache: DynamicCache | None,
     ) -> Any:
+        self.processor = self._processor(law, config, matchers, prompts)
+        inputs: dict[str, Any] = padded([healed.token_ids for healed in self.healed], model.device)
+        self._width = inputs["input_ids"].shape[1]
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        if self._sink is not None and self.healed[0].overshoot:
+            self._sink(self.healed[0].overshoot)
+        output = model.generate(
+            **inputs,
+            generation_config=config_behind(config, law, limit),
+            logits_processor=LogitsProcessorList(
+                [*(outer.get("logits_processor") or ()), self.processor]
+            ),
+            stopping_criteria=outer.get("stopping_criteria"),
+            streamer=None
+            if self._sink is None
+            else _Bytes(self._sink, self._constraints.vocabulary),
+        )
+        return self._output(output.sequences) if config.return_dict_in_generate else output
+
+    def _output(self, sequences: Tensor) -> HealedOutput:
+        return HealedOutput(
+            sequences=sequences,
+            log_weights=torch.from_numpy(self.log_weights),
+            continuations=tuple(self.continuations(sequences)),
+            healed=self.healed,
+        )
+
+    def _processor(
+        self,
+        law: Law,
+        config: Any,
+        matchers: Sequence[Matcher],
+        prompts: Sequence[Sequence[int]],
+    ) -> ConstrainedSampling:
+        """Draws behind the healed prompts."""
+        nothing = starts_at(AnyIds(self._constraints.vocabulary), False)  # behind what is dead
         behind = [
-            starts_at(matcher, healed.state) if healed.status == "running" else _nothing(matcher)
+            starts_at(matcher, healed.state) if healed.status == "running" else nothing
             for matcher, healed in zip(matchers, self.healed, strict=True)
         ]
-        self.processor = ConstrainedSampling(
+        return ConstrainedSampling(
             behind,
             self._constraints.vocabulary,
             sampler=self._sampler,
@@ -161,48 +226,12 @@ class HealedDecoding:
             truncation=law.truncation,
             prompts=prompts,
         )
-        inputs = _padded([healed.token_ids for healed in self.healed], model.device)
-        self._width = inputs["input_ids"].shape[1]
-        if self._sink is not None and self.healed[0].overshoot:
-            self._sink(self.healed[0].overshoot)
-        return model.generate(
-            **inputs,
-            generation_config=_config_behind(config, law, limit),
-            logits_processor=LogitsProcessorList(
-                [*(outer.get("logits_processor") or ()), self.processor]
-            ),
-            stopping_criteria=outer.get("stopping_criteria"),
-            streamer=None
-            if self._sink is None
-            else _Bytes(self._sink, self._constraints.vocabulary),
-        )
 
     def _matchers(self, rows: int, config: Any) -> list[Matcher]:
         """Of each row: several rows may be of one prompt."""
         expand = config.num_return_sequences or 1
         each = self._constraints.for_prompts(rows // expand)
         return [matcher for matcher in each for _ in range(expand)]
-
-    def _switches(self, rows: int, config: Any) -> bool | list[bool]:
-        if isinstance(self._heal, bool):
-            return self._heal
-        expand = config.num_return_sequences or 1
-        wanted = [on for on in self._heal for _ in range(expand)]
-        if len(wanted) != rows:
-            accepted = f"True, False, or one of them for each of the {rows // expand} prompts"
-            raise StrategyError("heal", list(self._heal), accepted)
-        return wanted
-
-    def _law(self, call: GenerationCall | None) -> Law:
-        if call is None:
-            accepted = "a GenerationConfig, as generate() passes it"
-            raise InputError("generation_config", None, accepted)
-        if call.streamer is not None:
-            accepted = "heal(..., sink=...): it gives the bytes behind the user's alone"
-            raise StrategyError("streamer", type(call.streamer).__name__, accepted)
-        if not call.config.do_sample:
-            return Law(temperature=0.0)
-        return Law(**call.law, truncation=self._truncation)  # type: ignore[arg-type]  # top_k is an int there
 
 
 def heal(
@@ -224,12 +253,14 @@ def heal(
     other processors that are functions of a row's ids and scores), and `generate()` goes on behind
     it, with tokens that `ConstrainedSampling` draws. So what follows has the model's law of texts,
     given that the text begins with the prompt's bytes: `midstream.middleware.bytes.healing` says
-    exactly which. Beside its own work that costs a forward of the prompt and one of short rows.
+    exactly which. Beside its own work that costs a forward of short rows; and one of the prompt
+    where its cache does not simply grow, but slides, is static, or is not of keys and values.
 
     What `generate()` returns begins with the healed prompts, padded on the left; `continuations` of
     what this returns has the bytes behind the user's, `healed` the draws, `log_weights` the
-    weights. max_new_tokens counts from the healed prompt on. With do_sample=False the most probable
-    token string is taken, and its most probable continuation.
+    weights; with return_dict_in_generate=True a `HealedOutput` has all of it. max_new_tokens counts
+    from the healed prompt on. With do_sample=False the most probable token string is taken, and its
+    most probable continuation.
 
     constraint: of the bytes behind the prompt; one, or a list with one for each prompt.
     target, beam: see `Healer`. truncation: see `Law`. heal: whether to, for all or each prompt.
@@ -266,74 +297,3 @@ class _Bytes:
 
     def end(self) -> None:
         """Nothing is held back."""
-
-
-def _generate_locals(frame: FrameType | None) -> dict[str, Any]:
-    """What the user gave `generate()`, whose own additions are made again behind the prompt."""
-    while frame is not None and frame.f_code.co_name != "generate":
-        frame = frame.f_back
-    return {} if frame is None else dict(frame.f_locals)
-
-
-def _check(config: Any, model_kwargs: Mapping[str, Any]) -> None:
-    """StrategyError for the first setting that healed rows cannot honour."""
-    for name, (off, accepted) in REFUSED.items():
-        value = getattr(config, name, None)
-        if name not in HONOURED and value is not None and value != off:
-            raise StrategyError(name, value, accepted)
-    for name, value in model_kwargs.items():
-        if name not in USED_MODEL_KWARGS and value is not None:
-            accepted = "text prompts: input_ids and attention_mask"
-            raise StrategyError(name, type(value).__name__, accepted)
-
-
-def _prompts(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> list[list[int]]:
-    mask = model_kwargs.get("attention_mask")
-    rows: list[list[int]] = input_ids.tolist()
-    if mask is None:
-        return rows
-    flags = mask[:, : input_ids.shape[1]].tolist()
-    return [
-        [token for token, on in zip(row, kept, strict=True) if on]
-        for row, kept in zip(rows, flags, strict=True)
-    ]
-
-
-def _padded(prompts: Sequence[Sequence[int]], device: Any) -> dict[str, Tensor]:
-    width = max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
-
-
-def _config_behind(config: Any, law: Law, limit: int) -> Any:
-    """The settings of the call behind the healed prompts: the law in full, one row a prompt."""
-    behind = copy.deepcopy(config)
-    behind.num_return_sequences = 1
-    behind.max_length, behind.max_new_tokens = None, limit
-    if config.do_sample:
-        behind.temperature = law.temperature
-        behind.top_k, behind.top_p, behind.min_p = law.top_k, law.top_p, law.min_p
-    return behind
-
-
-def _rows_of(processors: Any, device: Any) -> Callable[[Any, npt.NDArray[Any]], npt.NDArray[Any]]:
-    """Processors as a function of the ids before each row."""
-
-    def rows(ids: Sequence[Sequence[int]], logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        made = []
-        for before, row in zip(ids, logits, strict=True):
-            scores = torch.tensor(row[None], dtype=torch.float32, device=device)
-            made.append(processors(torch.tensor([list(before)], device=device), scores)[0])
-        stacked: npt.NDArray[Any] = torch.stack(made).cpu().numpy()
-        return stacked
-
-    return rows
-
-
-def _nothing(matcher: Matcher) -> Matcher:
-    """What a row that is dead already may take: nothing."""
-    return starts_at(AnyIds(matcher.vocabulary), False)

@@ -119,11 +119,16 @@ class TransformersHost:
         "sdpa" over all positions, a DynamicCache); elsewhere whole token strings are read again.
         Raises InputError as `start` does.
         """
-        rows = self.start(prompts)
-        if not reads_trees(self):
-            return RowsTree(self, prompts), rows.logits
+        return self.tree_behind(self.start(prompts), prompts)
+
+    def tree_behind(
+        self, rows: TransformersRows, prompts: Sequence[Sequence[int]]
+    ) -> tuple[Tree, Tensor]:
+        """The same behind prompts that were started, whose rows are consumed."""
         logits = rows.logits
-        return TransformersTree(self, rows._cache, [len(prompt) for prompt in prompts]), logits
+        if not reads_trees(self):
+            return RowsTree(self, prompts), logits
+        return TransformersTree(self, rows.read_cache(), list(map(len, prompts))), logits
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         if not prompts or not all(len(prompt) for prompt in prompts):
@@ -203,6 +208,11 @@ class TransformersRows:
             assert self._read is not None
             self._logits, self._read = self._read(), None
         return self._logits
+
+    def read_cache(self) -> Any:
+        """The cache, once the model has read what it is of."""
+        _ = self.logits
+        return self._cache
 
     def advance(self, parents: Sequence[int], tokens: Sequence[int]) -> TransformersRows:
         """Row i of the result continues row parents[i] with tokens[i]: one forward row each.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from midstream.adapters.vllm.engines import Asked, OfflineEngine, engine_of
+from midstream.adapters.vllm.engines import Asked, engine_of
 from midstream.adapters.vllm.request import ARGUMENT
-from midstream.adapters.vllm.rows import EngineRows, read_offline
+from midstream.adapters.vllm.rows import EngineRows, Float32, Prompts, check_shown, read_engine
 from midstream.adapters.vllm.segment_requests import fields_of, key_of, prompt_of, segment_of
 from midstream.adapters.vllm.vocabulary import engine_vocabulary
 from midstream.adapters.vllm.weights import told_of
@@ -45,7 +47,8 @@ class VllmHost:
         except Exception as error:  # whatever way the workers refuse it
             raise InputError("llm", f"an engine that fails ({error})", _NEEDED) from error
         self._vocabulary = engine_vocabulary(self._engine.config)
-        self._requests = 0
+        self._name = secrets.token_hex(8)
+        self._requests = itertools.count()
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -61,13 +64,10 @@ class VllmHost:
         """Prompts whose next-token laws are wanted, as `Rows`: for byte laws and exact healing.
 
         The logits are log probabilities at temperature 1, read by requests of one token. Raises
-        InputError for an engine that does not show all of them: it needs `max_logprobs=-1`; and
-        for AsyncLLM.
+        InputError for an engine that does not show all of them: it needs `max_logprobs=-1`.
         """
-        llm, size = self._llm, len(self._vocabulary)
-        if not isinstance(self._engine, OfflineEngine):
-            raise InputError("llm", "AsyncLLM, whose laws are not read", "vllm.LLM")
-        return EngineRows(lambda asked: read_offline(llm, asked, size), prompts)
+        check_shown(self._engine.config.model_config, len(self._vocabulary))
+        return EngineRows(self._laws, prompts)
 
     def prepare(self, strategy: Strategy) -> None:
         """Compile a strategy's constraint in the engine, and wait for it.
@@ -93,12 +93,19 @@ class VllmHost:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Segment]:
         """See `Segments.extend`. A cancelled run is aborted in the engine within one step."""
-        asked: list[Asked] = []
-        for prefix in prefixes:
-            self._requests += 1
-            name = f"midstream-{prefix.run}-{self._requests}"
-            asked.append((name, prompt_of(prefix), _params(prefix, steps, strategy)))
+        asked: list[Asked] = [
+            (self._request_name(), prompt_of(prefix), _params(prefix, steps, strategy))
+            for prefix in prefixes
+        ]
         return self._segments(prefixes, self._engine.complete(asked, cancelled))
+
+    def _laws(self, prompts: Prompts) -> Float32:
+        named = {self._request_name(): prompt for prompt in prompts}
+        return read_engine(self._engine, named, len(self._vocabulary))
+
+    def _request_name(self) -> str:
+        """One that no other request of the engine has."""
+        return f"midstream-{self._name}-{next(self._requests)}"
 
     def _segments(self, prefixes: Sequence[Continuation], answers: list[Any]) -> list[Segment]:
         done = [i for i, answer in enumerate(answers) if answer is not None]

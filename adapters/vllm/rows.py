@@ -6,7 +6,7 @@ share their beginnings and hit the prefix cache. Who decodes whole texts lets th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from midstream.middleware.errors import InputError
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from midstream.adapters.vllm.engines import Engine
 
 Float32 = npt.NDArray[np.float32]
 Prompts = Sequence[Sequence[int]]
@@ -46,24 +46,27 @@ class EngineRows:
         return EngineRows(self._read, grown)
 
 
-def check_shown(config: Any, size: int, accepted: str) -> None:
+def check_shown(config: Any, size: int) -> None:
     """InputError for an engine that does not show the probabilities of all tokens as they are."""
     shown, mode = config.max_logprobs, str(config.logprobs_mode)
     if shown != -1 and shown < size:
-        raise InputError("llm", f"an engine that shows {shown} log probabilities a token", accepted)
+        got = f"an engine that shows {shown} log probabilities a token"
+        raise InputError("llm", got, "one made with max_logprobs=-1")
     if not mode.startswith("raw"):
         raise InputError("llm", f"logprobs_mode={mode!r}", "raw_logprobs: the model's own law")
 
 
-def read_offline(llm: LLM, prompts: Prompts, size: int) -> Float32:
-    """Log probabilities [R, V] of what follows each prompt, from an engine in this process."""
+def read_engine(engine: Engine, prompts: Mapping[str, Sequence[int]], size: int) -> Float32:
+    """Log probabilities [R, V] of what follows each prompt, from an engine in this process.
+
+    prompts: by the name of the request.
+    """
     from vllm import SamplingParams
 
-    check_shown(llm.llm_engine.vllm_config.model_config, size, "LLM(..., max_logprobs=-1)")
-    asked = SamplingParams(max_tokens=1, logprobs=-1, flat_logprobs=True, detokenize=False)
-    texts: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-    answers = llm.generate(texts, asked, use_tqdm=False)
-    return np.stack([of_flat(answer.outputs[0].logprobs, size) for answer in answers])
+    fields = {"max_tokens": 1, "logprobs": -1, "flat_logprobs": True, "detokenize": False}
+    asked = [(name, list(prompt), SamplingParams(**fields)) for name, prompt in prompts.items()]
+    answers = engine.complete(asked, None)
+    return np.stack([of_flat(answer.logprobs, size) for answer in answers])
 
 
 def of_flat(found: Any, size: int) -> Float32:

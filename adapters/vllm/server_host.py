@@ -162,7 +162,14 @@ class VllmServerHost:
     async def _laws(self, prompts: Sequence[Sequence[int]]) -> Float32:
         size = len(self._vocabulary)
         bodies = [{**request_of(prompt, size), "model": self._model} for prompt in prompts]
-        answers = await asyncio.gather(*(self._post("/v1/completions", body) for body in bodies))
+        try:
+            answers = await asyncio.gather(*(self._post(COMPLETIONS, body) for body in bodies))
+        except StrategyError as error:
+            if "logprobs" not in error.accepted:
+                raise
+            got = f"a server that does not show all log probabilities ({error.accepted})"
+            accepted = "one that does: start the server with --max-logprobs -1"
+            raise StrategyError("url", got, accepted) from None
         found = [answer["choices"][0]["logprobs"]["top_logprobs"][0] for answer in answers]
         return np.stack([of_named(each, size) for each in found])
 

@@ -14,14 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from midstream.kernels.bitmask import mask_of_tokens, mask_words
-from midstream.kernels.byte_sorted import ByteSortedVocabulary
-from midstream.kernels.sorted_row import SortedRow
 from midstream.middleware.bytes.beam import Beam, BeamText
 from midstream.middleware.bytes.beyond import Beyond
 from midstream.middleware.bytes.canonical import Canonical
+from midstream.middleware.bytes.element_choice import allowed_part, most_probable
 from midstream.middleware.bytes.elements import STAYS, draw_element, log_cover_mass
 from midstream.middleware.bytes.heads import AnyTokens, Heads
 from midstream.middleware.bytes.law import Standing, Target
@@ -169,10 +165,11 @@ class Healer:
         beyond = None if matcher is None else Beyond(matcher)
         log_cover = log_weight = log_cover_mass(standing, self._sorted)
         if beyond is not None:
-            standing = [self._restricted(each, beyond) for each in standing]
+            known, inverse = self._sorted, self._inverse
+            standing = [allowed_part(each, beyond, known, inverse) for each in standing]
             log_weight = log_cover_mass(standing, self._sorted)
         if self._law.temperature == 0:
-            drawn = _most_probable(standing, self._sorted)
+            drawn = most_probable(standing, self._sorted)
         else:
             drawn = draw_element(standing, self._sorted, source)
         if drawn is None:
@@ -246,18 +243,6 @@ class Healer:
             for head in heads.live
         ]
 
-    def _restricted(self, head: Standing, beyond: Beyond) -> Standing:
-        """A head of which only those tokens count whose bytes beyond the text are allowed."""
-        if head.trie == 0:
-            return head
-        known, logits = self._sorted, head.row.logits
-        begin, end = int(known.ends[head.trie]), int(known.high[head.trie])
-        ids = known.order[begin:end][np.isfinite(head.row.log_masses(begin, end))]
-        bits = np.empty(mask_words(logits.size), np.uint32)
-        mask_of_tokens(ids[beyond.allows(ids, head.written)], bits)
-        row = SortedRow(logits, known, bits, self._inverse)
-        return Standing(head.path, head.written, head.trie, head.log_p, row, head.may_end)
-
     def _dead(self, split: Split, matcher: Matcher | None, log_cover: float) -> Healed:
         why = "no token string of positive probability spells the end of the prompt"
         if matcher is not None:
@@ -282,23 +267,6 @@ class Healer:
 def healing_source(seed: int, sequence: int) -> Source:
     """Random numbers of a sequence's healing, apart from those of its tokens."""
     return StreamSource(Stream(seed, sequence_of((-2, sequence))))
-
-
-def _most_probable(
-    standing: Sequence[Standing], vocabulary: ByteSortedVocabulary
-) -> tuple[Standing, int] | None:
-    """The element of the greatest probability; None where none has any."""
-    best, log_best = None, -math.inf
-    for head in standing:
-        token, log_p = STAYS, head.log_p
-        if head.trie:
-            begin, end = int(vocabulary.ends[head.trie]), int(vocabulary.high[head.trie])
-            masses = head.row.log_masses(begin, end)
-            at = int(masses.argmax())
-            token, log_p = int(vocabulary.order[begin + at]), head.log_p + float(masses[at])
-        if log_p > log_best:
-            best, log_best = (head, token), log_p
-    return best
 
 
 def stays(prompt: Sequence[int], method: HealingMethod, state: State) -> Healed:

@@ -10,10 +10,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from midstream.adapters.vllm import VllmHost
 from midstream.adapters.vllm.weights import weights_async
+from midstream.middleware.bytes import ByteModel
+from midstream.middleware.bytes.healing import Healer
 from midstream.middleware.errors import InputError
 from midstream.middleware.random import sequence_of
 from midstream.middleware.segments import run_segments
@@ -43,6 +46,7 @@ def served(model_path: Path) -> Iterator[tuple[Any, Run]]:
         logits_processors=["midstream.adapters.vllm:ConstrainedSampling"],
         worker_extension_cls="midstream.adapters.vllm.WeightsExtension",
         disable_log_stats=True,
+        max_logprobs=-1,
     )
 
     async def start() -> Any:
@@ -87,9 +91,67 @@ def test_particles_are_those_of_transformers(
         assert found.log_evidence == pytest.approx(truth.log_evidence, abs=1e-3)
 
 
-def test_weights_of_a_request(served: tuple[Any, Run], ask: Callable[..., Any]) -> None:
+def _beside(served: tuple[Any, Run], work: Callable[[VllmHost], Any]) -> Any:
+    """Work with a host, on another thread than the event loop's."""
     engine, runs = served
-    params = ask({"constraint": CITIES}, n=3)
+
+    async def beside() -> Any:
+        return await asyncio.to_thread(lambda: work(VllmHost(engine)))
+
+    return runs(beside())
+
+
+def test_byte_laws_and_covers_are_those_of_transformers(
+    served: tuple[Any, Run], reference: Any, tokenizer: Any
+) -> None:
+    prefixes = [b"ISO date of 20", b"ISO date of 2001, Apr", b'{"na', b"def retu", b"a\n\n"]
+    reference.tokenizer = tokenizer
+    there = ByteModel(reference)
+    ours = [law.p for law in _beside(served, lambda host: ByteModel(host).laws(prefixes))]
+    for prefix, law, expected in zip(prefixes, ours, there.laws(prefixes), strict=True):
+        assert np.abs(law - expected.p).max() < 2e-5, prefix
+        assert law.sum() == pytest.approx(1.0)
+    # The test sees a difference: the law after another prefix is another.
+    assert np.abs(ours[0] - ours[1]).max() > 1e-2
+    cover = dict(_beside(served, lambda host: ByteModel(host).cover(prefixes[0])))
+    expected_cover = dict(there.cover(prefixes[0]))
+    assert cover.keys() == expected_cover.keys()
+    assert all(abs(cover[ids] - log_p) < 1e-3 for ids, log_p in expected_cover.items())
+
+
+def test_healing_draws_the_token_strings_of_transformers(
+    served: tuple[Any, Run], reference: Any, tokenizer: Any
+) -> None:
+    prompts = [tokenizer(text).input_ids for text in ("Take 2", "Guest 2179 picks a ci")] * 4
+    ours = _beside(served, lambda host: Healer(host, tokenizer).heal(prompts, seed=3))
+    theirs = Healer(reference, tokenizer).heal(prompts, seed=3)
+    same = sum(a.token_ids == b.token_ids for a, b in zip(ours, theirs, strict=True))
+    assert same >= len(prompts) - 1  # an inverse CDF may flip where two models' noise crosses it
+    assert not served[0].output_processor.has_unfinished_requests()
+
+
+def test_hosts_read_beside_each_other(served: tuple[Any, Run], tokenizer: Any) -> None:
+    """Requests of several hosts over one engine do not take each other's names."""
+    engine, runs = served
+    prompts = [tokenizer(text).input_ids for text in ("Take 2", CITY, "def retu")]
+
+    def read(prompt: list[int]) -> Any:
+        return VllmHost(engine).start([prompt] * 4).logits
+
+    async def beside() -> Any:
+        return await asyncio.gather(*(asyncio.to_thread(read, prompt) for prompt in prompts))
+
+    for prompt, rows in zip(prompts, runs(beside()), strict=True):
+        alone = _beside(served, lambda host, prompt=prompt: host.start([prompt]).logits)
+        assert np.abs(np.exp(rows) - np.exp(alone)).max() < 2e-5
+
+
+def test_weights_of_a_request(served: tuple[Any, Run], ask: Callable[..., Any]) -> None:
+    from vllm.sampling_params import RequestOutputKind
+
+    engine, runs = served
+    # While it streams an output holds those texts alone that have grown.
+    params = ask({"constraint": CITIES}, n=3, output_kind=RequestOutputKind.FINAL_ONLY)
 
     async def asked() -> Any:
         last = None

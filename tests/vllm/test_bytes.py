@@ -14,7 +14,7 @@ from midstream.adapters.vllm.weights import weights
 from midstream.middleware.bytes import ByteModel
 from midstream.middleware.bytes.healing import Healer
 from midstream.middleware.constraints import Regex
-from midstream.middleware.errors import InputError
+from midstream.middleware.errors import InputError, StrategyError
 
 PREFIXES = [b"ISO date of 20", b"ISO date of 2001, Apr", b"Take 2", b'{"na', b"def retu", b"a\n\n"]
 
@@ -60,6 +60,9 @@ def test_byte_laws_over_http(server: Any, reference: Any, tokenizer: Any) -> Non
     with VllmServerHost(server.url, tokenizer, api_key=server.key) as host:
         ours = ByteModel(host).laws(PREFIXES)
         (healed,) = Healer(host, tokenizer).heal([tokenizer("Take 2").input_ids], seed=5)
+        with pytest.raises(StrategyError, match="length") as caught:
+            _ = host.start([[*range(10, 20)] * 60]).logits
+    assert "--max-logprobs" not in str(caught.value)
     for law, expected in zip(ours, there, strict=True):
         assert np.abs(law.p - expected.p).max() < 2e-5
     (expected_healed,) = Healer(reference, tokenizer).heal([tokenizer("Take 2").input_ids], seed=5)

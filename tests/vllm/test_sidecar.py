@@ -16,6 +16,8 @@ import pytest
 
 from midstream.adapters.sidecar.client import Client, SidecarError, TokensEvent
 from midstream.adapters.sidecar.wire.results import ResamplingEvent
+from midstream.adapters.vllm import VllmServerHost
+from midstream.middleware.bytes import ByteModel
 from midstream.middleware.errors import ConstraintError, StrategyError
 from midstream.middleware.random import sequence_of
 from midstream.middleware.smc import run
@@ -161,6 +163,17 @@ def test_what_cannot_be_done_names_the_field(
     with pytest.raises(raised) as caught:
         client.generate(CITY, strategy=strategy)
     assert getattr(caught.value, "argument", "").endswith(argument.removeprefix("strategy."))
+
+
+def test_byte_laws_of_a_server_that_hides_probabilities_name_its_flag(
+    engine_process: tuple[str, subprocess.Popen[bytes]], tokenizer: Any
+) -> None:
+    """The engine here was started without it."""
+    with (
+        VllmServerHost(engine_process[0], tokenizer, api_key=KEY) as host,
+        pytest.raises(StrategyError, match="start the server with --max-logprobs -1"),
+    ):
+        ByteModel(host).laws([b"ISO date", b"Take 2"])
 
 
 def test_a_deadline_ends_the_engine_s_work(client: Client) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,15 @@ import pytest
 import scipy.stats
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from midstream.adapters.transformers import heal
 from midstream.middleware.bytes.canonical import Canonical
@@ -239,6 +249,123 @@ def test_greedy_sink_switches_and_walls(case: Case) -> None:
         torch.tensor([[*case.ids("a ban"), fim]]), max_new_tokens=2, custom_generate=walled
     )
     assert walled.healed[0].method == "whole" and walled.healed[0].overshoot == b""
+
+
+@contextmanager
+def forwards(model: Any) -> Iterator[list[torch.Tensor]]:
+    """The ids of each forward."""
+    seen: list[torch.Tensor] = []
+
+    def note(_: Any, arguments: Any, named: Any) -> None:
+        seen.append(named["input_ids"] if "input_ids" in named else arguments[0])
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+LONG = "abra cadabra banana and band, a ban on bandana; abacus bad bar. " * 3 + "a ban"
+
+
+def test_the_prompt_is_read_once(case: Case) -> None:
+    """Prompt, drawn tokens and a few short rows of the cover: whatever the length of the prompt."""
+    length = len(case.ids(LONG))
+    with forwards(case.model) as seen:
+        healing = heal(case.tokenizer, seed=1)
+        run(case, [LONG], healing, max_new_tokens=6)
+    kept = healing.healed[0].kept
+    assert seen[0].shape == (1, kept) and length - 5 <= kept <= length
+    assert sum(ids.numel() for ids in seen[1:]) <= 6 + 12
+    with forwards(case.model) as seen:
+        run(case, [LONG], heal(case.tokenizer, heal=False), max_new_tokens=6)
+    assert sum(ids.numel() for ids in seen) == length + 5
+    with forwards(case.model) as seen:  # the control: a cache of another kind is made anew
+        other = heal(case.tokenizer, seed=1)
+        run(case, [LONG], other, max_new_tokens=6, cache_implementation="static")
+    assert sum(ids.numel() for ids in seen) >= 2 * kept
+    assert other.healed[0].token_ids == healing.healed[0].token_ids
+
+
+def test_a_batch_goes_on_from_what_was_read(case: Case) -> None:
+    """Prompts of many lengths, some that stay as they are: as if each were read from nothing."""
+    texts = [LONG, "a ban", "abra cad", "bad ", LONG[40:], "and"]
+    switches = [True, True, False, True, True, True]
+    with forwards(case.model) as seen:
+        healing = heal(case.tokenizer, heal=switches)
+        out = run(case, texts, healing, do_sample=False, max_new_tokens=5)
+    read = [healed for healed in healing.healed if healed.method == "cover"]
+    assert len({healed.kept for healed in read}) > 2 and len(read) < 6
+    widest = max(healed.kept for healed in read)
+    assert seen[0].shape == (len(read), widest)
+    assert sum(ids.numel() for ids in seen[1:]) < 6 * widest  # none is as wide again
+    check_against_plain(case.model, healing.healed, out)
+
+
+def check_against_plain(model: Any, drawn: Any, out: torch.Tensor) -> None:
+    """The five greedy tokens behind each drawn prompt are those of the model on its own."""
+    for i, healed in enumerate(drawn):
+        prompt = torch.tensor([healed.token_ids])
+        own = model.generate(prompt, max_new_tokens=5, do_sample=False)[0, prompt.shape[1] :]
+        assert out[i, -5:].tolist()[: len(own)] == own.tolist()
+
+
+IDS = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS, "initializer_range": 0.15}
+LAYERS = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, **IDS}
+OTHERS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "positions that are learned": (lambda **ids: GPT2LMHeadModel(GPT2Config(**ids)), True),
+    "positions by a bias": (lambda **ids: BloomForCausalLM(BloomConfig(**ids)), True),
+    "a window that slides": (
+        lambda **ids: MistralForCausalLM(
+            MistralConfig(sliding_window=16, num_key_value_heads=2, intermediate_size=64, **ids)
+        ),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_other_models_go_on_from_what_was_read_or_read_again(case: Case, kind: str) -> None:
+    make, once = OTHERS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make(vocab_size=case.tokenizer.get_vocab_size(), **LAYERS).eval()
+    rows = [case.ids(text) for text in (LONG, "a ban", "bad ")]
+    width = max(map(len, rows))
+    ids = torch.tensor([[EOS] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    healing = heal(case.tokenizer)
+    with forwards(model) as seen:
+        given = {"attention_mask": mask, "custom_generate": healing, "do_sample": False}
+        out = model.generate(ids, max_new_tokens=5, **given)
+    check_against_plain(model, healing.healed, out)
+    assert (seen[-5].shape[1] < 8) is once  # the first forward of generate()
+
+
+def test_a_dead_draw_keeps_the_tokens_of_its_prompt(case: Case) -> None:
+    """Those that the model has read are of another token string with the same bytes."""
+    single = {b: t for t, b in enumerate(case.vocabulary.token_bytes) if len(b) == 1}
+    ids = [BOS, *(single[bytes([b])] for b in LONG[-80:].encode())]
+    banned = [[token] for token in range(3, len(case.vocabulary))]
+    healing = heal(case.tokenizer)
+    out = case.model.generate(
+        torch.tensor([ids]), max_new_tokens=3, bad_words_ids=banned, custom_generate=healing
+    )
+    (healed,) = healing.healed
+    assert healed.status == "dead" and out[0, : len(ids)].tolist() == ids
+    assert 1 < healed.kept < len(ids) and healing.log_weights[0] == -np.inf
+
+
+def test_caches_and_positions_of_the_caller_are_refused(case: Case) -> None:
+    ids = torch.tensor([case.ids("a ban")])
+    for options, match in (
+        ({"past_key_values": DynamicCache(config=case.model.config)}, "past_key_values"),
+        ({"position_ids": torch.arange(ids.shape[1])[None] + 3}, "position_ids"),
+    ):
+        with pytest.raises(StrategyError, match=match):
+            case.model.generate(
+                ids, max_new_tokens=2, custom_generate=heal(case.tokenizer), **options
+            )
+    run(case, ["a ban"], heal(case.tokenizer), cache_implementation="dynamic")
 
 
 def test_processors_are_part_of_the_law(case: Case) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TextStreamer, dynamic_module_utils
 
-from midstream.adapters.transformers import smc
+from midstream.adapters.transformers import heal, smc
 from midstream.middleware.constraints import Choice
 from midstream.middleware.errors import StrategyError
 
@@ -76,3 +76,24 @@ def test_a_streamer_arrives(small: Any, tokenizer: Any, capsys: Any, make_llama:
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )
     assert capsys.readouterr().out.strip() in ("one", "two")
+
+
+def test_healing_does_what_heal_does(tokenizer: Any, make_llama: Any) -> None:
+    model = make_llama(len(tokenizer), pad_token_id=0, eos_token_id=tokenizer.eos_token_id)
+    given = {"seed": 3, "constraint": Choice(["nt", "nting"])}
+    asked = {**tokenizer(["for i in x:\n    pri"], return_tensors="pt"), "max_new_tokens": 6}
+    asked.pop("token_type_ids", None)
+    hub = {"custom_generate": str(HUB), "trust_remote_code": True, "tokenizer": tokenizer}
+    output = model.generate(**asked, **hub, heal=True, return_dict_in_generate=True, **given)
+    own = heal(tokenizer, **given)
+    expected = model.generate(**asked, custom_generate=own)
+    assert torch.equal(output.sequences, expected)
+    assert output.continuations == tuple(own.continuations(expected))
+    assert output.continuations[0] in (b"nt", b"nting")
+    assert output.log_weights.tolist() == own.log_weights.tolist() and own.log_weights[0] < 0
+    assert output.healed[0].log_cover == own.healed[0].log_cover
+    # Off it leaves the prompt's tokens, and what is the other's option is an error.
+    left = model.generate(**asked, **hub, heal=False)
+    assert torch.equal(left[:, : asked["input_ids"].shape[1]], asked["input_ids"])
+    with pytest.raises(ValueError, match="particles"):
+        model.generate(**asked, **hub, heal=True, particles=3)

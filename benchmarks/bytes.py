@@ -5,6 +5,7 @@ One model, one process, one thread; the peer without its idle timer, its trie ma
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -55,18 +56,26 @@ class Bench:
 
 
 class RowCounter:
-    """Counts the tokens that a model reads: padding too, for it costs the same."""
+    """Counts the token strings that the peer's model is given: its answers from memory are not in
+    them.
+    """
 
     def __init__(self, model: Any) -> None:
-        self.rows = 0
+        self._rows = 0
         forward = model.forward
 
+        @functools.wraps(forward)  # hosts read its signature
         def counted(*arguments: Any, **options: Any) -> Any:
             ids = arguments[0] if arguments else options["input_ids"]
-            self.rows += ids.shape[0]
+            self._rows += ids.shape[0]
             return forward(*arguments, **options)
 
         model.forward = counted
+
+    def of(self, score: Callable[[], float]) -> tuple[float, int]:
+        """A score, and how many rows it took."""
+        before = self._rows
+        return score(), self._rows - before
 
 
 def bits_table(bench: Bench) -> Table:
@@ -86,21 +95,24 @@ def bits_table(bench: Bench) -> Table:
     rows.append(["ours, canonical (stepwise)", mean, "", per_byte, LENGTH / taken])
     whole = statistics.fmean(r.bits_per_byte_prefix for r in reports)
     rows.append(["ours, canonical (prefix)", whole, "", per_byte, LENGTH / taken])
-    counter = RowCounter(bench.made.model)
-    ways: dict[str, Callable[[bytes], float]] = {
-        f"ours, all, {name}": lambda text, m=model: m.report(text).bits_per_byte  # type: ignore[misc]
+    ways: dict[str, Callable[[bytes], tuple[float, int]]] = {
+        f"ours, all, {name}": lambda text, m=model: _reported(m, text)  # type: ignore[misc]
         for name, model in bench.beams.items()
     }
+    counter = RowCounter(bench.made.model)
     ways |= {
-        f"genlm-bytes, {name}": lambda text, p=peer: _bits(p.score(text))  # type: ignore[misc]
+        f"genlm-bytes, {name}": lambda text, p=peer: (  # type: ignore[misc]
+            counter.of(lambda: _bits(p.score(text)))
+        )
         for name, peer in bench.peers.items()
     }
     for name, way in ways.items():
-        counter.rows, begin = 0, bench.now()
-        found = [way(text) for text in texts]
+        begin = bench.now()
+        answers = [way(text) for text in texts]
         taken = (bench.now() - begin) / len(texts)
+        found = [bits for bits, _ in answers]
         lower = f"{sum(b <= f + 1e-9 for b, f in zip(best, found, strict=True))} of {len(texts)}"
-        per_byte = counter.rows / sum(map(len, texts))
+        per_byte = sum(count for _, count in answers) / sum(map(len, texts))
         rows.append([name, statistics.fmean(found), lower, per_byte, LENGTH / taken])
     columns = ["method", "bits a byte", "canonical no higher", "rows a byte", "bytes a second"]
     return Table(f"Held-out text, {len(texts)} files, {LENGTH} bytes of each", columns, _fine(rows))
@@ -216,6 +228,12 @@ def trie_table(clock: str, *, quick: bool) -> Table:
 
 def _places(draw: random.Random) -> list[tuple[int, int]]:
     return [(i, draw.randrange(200)) for i in range(40)]
+
+
+def _reported(model: ByteModel, text: bytes) -> tuple[float, int]:
+    """Bits a byte, and how many tokens were read for it."""
+    report = model.report(text)
+    return report.bits_per_byte, report.rows
 
 
 def _bits(log_p: Float) -> float:

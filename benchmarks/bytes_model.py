@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from benchmarks.training import TOKENS, byte_level_bpe, train_llama
 
 SIZE = 1000
 STEPS = 400
-ROWS, TOKENS = 12, 96
 HELD_OUT = 20
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "bytes-model"
 
@@ -60,49 +60,20 @@ def wide_tokenizer(size: int) -> Any:
 
 
 def _tokenizer(texts: list[str], size: int) -> Any:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_level_bpe(texts, size, ["<eos>"])
     fast: Any = FastTokenizer
     # The peer begins a text with the tokenizer's BOS.
     return fast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>")
 
 
 def _train(tokenizer: Any, texts: list[str]) -> Any:
-    torch.manual_seed(0)
-    draw = random.Random(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    llama: Any = LlamaForCausalLM
-    model = llama(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
     lines = [text.splitlines(keepends=True) for text in texts]
-    for _ in range(STEPS):
-        batch = torch.tensor([_chunk(draw, lines, tokenizer) for _ in range(ROWS)])
-        loss = model(batch, labels=batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model
+    return train_llama(
+        lambda draw: _chunk(draw, lines, tokenizer),
+        vocab_size=len(tokenizer),
+        positions=2048,
+        steps=STEPS,
+    )
 
 
 def _chunk(draw: random.Random, files: list[list[str]], tokenizer: Any) -> list[int]:

@@ -15,13 +15,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from benchmarks.bytes_model import sources
 from benchmarks.report import Cell, Table
+from benchmarks.training import TOKENS, byte_level_bpe, train_llama
 from midstream.adapters.transformers import TransformersHost
 from midstream.middleware.bytes.canonical import Canonical
 from midstream.middleware.bytes.fim import Fim, Sentinels
@@ -30,7 +30,7 @@ from midstream.middleware.vocabulary import Vocabulary
 
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "fim-model"
 SPECIAL = ["<eos>", "<pre>", "<suf>", "<mid>"]
-SIZE, STEPS, ROWS, TOKENS = 1000, 600, 12, 96
+SIZE, STEPS = 1000, 600
 AROUND = 160  # bytes on each side of a hole
 
 
@@ -71,8 +71,7 @@ def _table(tokenizer: Tokenizer, model: Any, texts: list[str], holes: int) -> Ta
 def _bits(made: ByteModel, context: list[int], tail: bytes, text: bytes) -> float:
     """-log2 P(the text, then the end | the tail begins it), behind fixed ids."""
     law = made.law(tail + text, context_ids=context)
-    lost = float(np.logaddexp(law.log_special, law.log_leak))
-    log_end = law.log_mass + math.log1p(-math.exp(lost)) + float(law.log_p[256])
+    log_end = law.log_mass + law.log_going + float(law.log_p[256])
     begun = made.score(tail, context_ids=context) if tail else 0.0
     return (begun - log_end) / math.log(2.0)
 
@@ -93,54 +92,17 @@ def _holes(tokenizer: Tokenizer, texts: list[str], count: int) -> list[tuple[str
 
 def _trained(texts: list[str]) -> tuple[Tokenizer, Any]:
     """The tokenizer and the model, from the folder of an earlier run or trained now."""
-    tokenizer = _tokenizer(texts)
+    tokenizer = byte_level_bpe(texts, SIZE, SPECIAL)
     if not (FOLDER / "model.safetensors").exists():
         _train(tokenizer, texts).save_pretrained(FOLDER)
     return tokenizer, AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
 
 
-def _tokenizer(texts: list[str]) -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=SIZE,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(texts, trainer)
-    return made
-
-
 def _train(tokenizer: Tokenizer, texts: list[str]) -> Any:
-    torch.manual_seed(0)
-    draw = random.Random(0)
-    config = LlamaConfig(
-        vocab_size=SIZE,
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    llama: Any = LlamaForCausalLM
-    model = llama(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
     ids = [tokenizer.encode(text).ids for text in texts]
-    for _ in range(STEPS):
-        batch = torch.tensor([_example(draw, ids) for _ in range(ROWS)])
-        loss = model(batch, labels=batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model
+    return train_llama(
+        lambda draw: _example(draw, ids), vocab_size=SIZE, positions=1024, steps=STEPS
+    )
 
 
 def _example(draw: random.Random, files: list[list[int]]) -> list[int]:

@@ -121,6 +121,10 @@ class SortedRow:
             return math.nan
         return self._small_sum(begin, end) if self._renews else -math.inf
 
+    def heaviest(self, begin: int, end: int) -> int:
+        """Where the most probable of the tokens from `begin` to `end` stands in the order."""
+        return begin + int(self._weights[begin:end].argmax())
+
     def log_special(self) -> float:
         """Of special ids that end nothing, and of ids beyond the vocabulary; no mask counts."""
         known = self._vocabulary
@@ -169,7 +173,7 @@ class SortedRow:
         return _log_sum_exp((logits - self._top) * self._inverse) - self._log_share
 
 
-def log_sum(values: Sequence[float]) -> float:
+def log_sum(values: Sequence[float] | Float) -> float:
     """log sum exp of logs, -inf for none; NaN if one is NaN."""
     return _log_sum_exp(np.asarray(values, np.float64))
 

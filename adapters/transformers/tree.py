@@ -89,7 +89,7 @@ class TransformersTree:
         mask = torch.zeros(hidden.shape, dtype=model.dtype, device=device)
         mask.masked_fill_(hidden, torch.finfo(model.dtype).min)
         self._host.forwarded_tokens += ids.size
-        with torch.no_grad():
+        with torch.inference_mode():
             logits: Tensor = model(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=mask,

@@ -42,6 +42,11 @@ class TrunkHost:
         """The model's vocabulary."""
         return self._host.vocabulary
 
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the model takes; None where its configuration does not say."""
+        return self._host.context_length
+
     def start(self, prompts: Sequence[Ids]) -> TransformersRows:
         """See `TransformersHost.start`. Nothing is kept of these."""
         return self._host.start(prompts)

@@ -56,6 +56,11 @@ class VllmHost:
         return self._vocabulary
 
     @property
+    def context_length(self) -> int:
+        """How many tokens a prompt may have: one more has to be drawn."""
+        return int(self._engine.config.model_config.max_model_len) - 1
+
+    @property
     def tokenizer(self) -> Any:
         """The engine's own."""
         return self._llm.get_tokenizer()

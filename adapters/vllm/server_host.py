@@ -70,12 +70,19 @@ class VllmServerHost:
         self._vocabulary = _same_vocabulary(tokenizer, told)
         served = self._runner.run(self._get("/v1/models"))["data"]
         self._model = model or str(served[0]["id"])
+        longest = {one["id"]: one.get("max_model_len") for one in served}.get(self._model)
+        self._context_length = None if longest is None else int(longest) - 1
         self._path, self._body = self._runner.run(self._offered())
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The model's vocabulary."""
         return self._vocabulary
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens a prompt may have: one more has to be drawn. None where not told."""
+        return self._context_length
 
     def start(self, prompts: Sequence[Sequence[int]]) -> EngineRows:
         """Prompts whose next-token laws are wanted, as `Rows`: for byte laws and exact healing.

@@ -14,12 +14,15 @@ from typing import Any
 
 from midstream.kernels.byte_sorted import ByteSortedVocabulary
 from midstream.kernels.sorted_row import log_sum
+from midstream.middleware.bytes.foresight import WINDOW, Foresight, foretold
 from midstream.middleware.bytes.heads import AnyTokens, Places
 from midstream.middleware.bytes.law import Method, Standing, Target
 from midstream.middleware.bytes.reading import Branches, Logits, Task
+from midstream.middleware.bytes.strings import Strings
 from midstream.middleware.errors import InputError
 
 _ROLLBACK = 32
+_LIKELY = 0.4  # share of the mass with which a byte is read ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class BeamText:
     """A text under the target `all`: the token strings that are followed.
 
     root, logits: the tree's node behind the fixed ids, and what follows it [V].
+    longest: how many tokens the model takes behind these; None for any number. No more is read
+        ahead.
     """
 
     target: Target = "all"
@@ -78,23 +83,30 @@ class BeamText:
         root: int,
         logits: Logits,
         inverse_temperature: float,
+        longest: int | None = None,
     ) -> None:
         self._places = places
         self.vocabulary = vocabulary
         self._beam = beam
         self._log_epsilon = math.log(beam.epsilon) if beam.epsilon else -math.inf
-        self._parent = [-1]
-        self._token = [-1]
-        self._offset = [0]
+        self._strings = Strings()
         self._history = [_Moment((_Follow(0, 0, 0.0),), -math.inf, 0.0)]
         self.branches = Branches(
-            self._parent,
-            self._token,
+            self._strings.parent,
+            self._strings.token,
             root=root,
             logits=logits,
             vocabulary=vocabulary,
             mask=None,
             inverse_temperature=inverse_temperature,
+            longest=longest,
+        )
+        self._foresight = Foresight(
+            self._strings,
+            self.branches,
+            vocabulary,
+            width=beam.width,
+            log_epsilon=self._log_epsilon,
         )
 
     def __len__(self) -> int:
@@ -110,18 +122,37 @@ class BeamText:
         """Log of the mass that went on with the last byte, before some of it was left out."""
         return self._history[-1].log_reached
 
-    def feed(self, text: bytes) -> Task[None]:
-        """Push bytes, with a forward for each."""
-        yield from self.read()
-        for byte in text:
-            self._push(byte)
-            yield from self.read()
+    def feed(self, text: bytes, coming: bytes = b"") -> Task[None]:
+        """Push bytes, with a forward where something is followed that was not foreseen.
 
-    def read(self) -> Task[None]:
-        """Read what the strings that are followed need."""
-        live = [each.node for each in self._history[-1].live]
-        yield from self.branches.read(live, None)
-        self.branches.tidy(self._recent)
+        coming: what will be pushed after them, if known. Behind a single byte it is foretold.
+        """
+        coming = text + coming[:WINDOW]
+        yield from self.read(coming)
+        for at, byte in enumerate(text, start=1):
+            self._push(byte)
+            foretell = at == len(coming) == 1
+            yield from self.read(self._foretold() if foretell else coming[at : at + WINDOW])
+
+    def read(self, coming: bytes = b"") -> Task[None]:
+        """Read what the strings that are followed need, and with it what coming bytes will need."""
+        branches, live = self.branches, self._history[-1].live
+        ahead: list[int] = []
+        if coming and not self._is_read():
+            standing = [(each.node, each.trie, branches.log_p[each.node]) for each in live]
+            ahead = self._foresight.look(standing, len(self), coming)
+        yield from branches.read([each.node for each in live], None, ahead)
+        branches.tidy(self._recent)
+
+    def _is_read(self) -> bool:
+        return all(self.branches.has(each.node) for each in self._history[-1].live)
+
+    def _foretold(self) -> bytes:
+        if self._is_read():
+            return b""
+        log_p, rows = self.branches.log_p, self.branches.rows
+        heads = [(e.trie, log_p[e.node], rows.get(e.node)) for e in self._history[-1].live]
+        return foretold(heads, self.vocabulary, likely=_LIKELY)
 
     def rollback(self, length: int) -> None:
         """Take back what was pushed after the first `length` bytes."""
@@ -133,7 +164,7 @@ class BeamText:
         return [
             Standing(
                 each.node,
-                len(self) - self._offset[each.node],
+                len(self) - self._strings.offset[each.node],
                 each.trie,
                 branches.log_p[each.node],
                 branches.rows[each.node],
@@ -153,15 +184,12 @@ class BeamText:
 
     def path(self, node: int) -> list[int]:
         """The tokens of a node."""
-        tokens = []
-        while node > 0:
-            tokens.append(self._token[node])
-            node = self._parent[node]
-        return tokens[::-1]
+        return self._strings.path(node)
 
     def _recent(self) -> set[int]:
         recent = self._history[-1 - _ROLLBACK :]
-        return {each.node for moment in recent for each in moment.live}
+        coming = {n for n in self.branches.ahead if self._strings.offset[n] > len(self)}
+        return coming.union(each.node for moment in recent for each in moment.live)
 
     def _push(self, byte: int) -> None:
         known, branches = self.vocabulary, self.branches
@@ -196,16 +224,13 @@ class BeamText:
         """Those that weigh enough, and of each length of the written part the heaviest."""
         heaviest: dict[int, _Follow] = {}
         for each in going:
-            offset = self._offset[each.node]
+            offset = self._strings.offset[each.node]
             if offset not in heaviest or each.log_mass > heaviest[offset].log_mass:
                 heaviest[offset] = each
         best = {each.node for each in heaviest.values()}
         return [each for each in going if each.log_mass >= least or each.node in best]
 
     def _bear(self, log_p: float, parent: int, token: int) -> _Follow:
-        node = len(self._parent)
-        self._parent.append(parent)
-        self._token.append(token)
-        self._offset.append(len(self._history))
+        node = self._strings.child(parent, token, len(self._history))
         self.branches.log_p[node] = log_p
         return _Follow(node, 0, log_p)

@@ -1,4 +1,4 @@
-"""The fixed ids before a text."""
+"""The fixed ids before a text, and the room behind them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def context_of(host: Host, context_ids: Sequence[int] | None) -> list[int]:
         return list(context_ids)
     begin = _begin_id(host)
     return [begin] if begin is not None else list(host.vocabulary.eos_ids[:1])
+
+
+def room_behind(host: Any, count: int) -> int | None:
+    """How many tokens a host's model takes behind so many; None where it does not say."""
+    most: int | None = getattr(host, "context_length", None)
+    return None if most is None else most - count
 
 
 def _begin_id(host: Any) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from midstream.middleware.bytes.beam import Beam, BeamText
 from midstream.middleware.bytes.beyond import Beyond
 from midstream.middleware.bytes.canonical import Canonical
+from midstream.middleware.bytes.context import room_behind
 from midstream.middleware.bytes.element_choice import allowed_part, most_probable
 from midstream.middleware.bytes.elements import STAYS, draw_element, log_cover_mass
 from midstream.middleware.bytes.heads import AnyTokens, Heads
@@ -206,6 +207,7 @@ class Healer:
                 root=root,
                 logits=logits,
                 inverse_temperature=self._inverse,
+                longest=room_behind(self._host, len(split.kept)),
             )
             yield from beamed.feed(split.text)
             return beamed.standing(), beamed.path, beamed.log_pruned

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.next_byte import ENDS
-from midstream.kernels.sorted_row import SortedRow
+from midstream.kernels.sorted_row import SortedRow, log_sum
 
 Float = npt.NDArray[np.float64]
 
@@ -121,8 +121,10 @@ def byte_law(
             log_special = float(np.logaddexp(log_special, special))
         logs[i] += head.log_p
     with np.errstate(all="ignore"):
-        sums = np.logaddexp.reduce(logs, axis=0)
-        total = float(np.logaddexp.reduce(sums))
+        top = np.maximum.reduce(logs, axis=0)
+        top[np.isneginf(top)] = 0.0
+        sums = np.log(np.add.reduce(np.exp(logs - top), axis=0)) + top
+        total = log_sum(sums)
         sums -= total
     if not math.isfinite(total):
         return _nothing(log_mass, log_pruned, target, method)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from midstream.middleware.bytes.context import room_behind
 from midstream.middleware.bytes.tree import Tree, grow
 from midstream.middleware.host import Host, Rows, logits_on_host
 from midstream.middleware.law import Law
@@ -44,6 +45,11 @@ class LawfulHost:
     def vocabulary(self) -> Vocabulary:
         """The model's vocabulary."""
         return self._host.vocabulary
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the model takes; None where the host does not say."""
+        return room_behind(self._host, 0)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Rows:
         """The host's own rows."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.middleware.bytes.beam import Beam, BeamText
-from midstream.middleware.bytes.context import context_of
+from midstream.middleware.bytes.context import context_of, room_behind
 from midstream.middleware.bytes.cover import CoverText
 from midstream.middleware.bytes.elements import Text, list_cover
 from midstream.middleware.bytes.heads import AnyTokens, Places
@@ -195,7 +195,7 @@ class ByteModel:
     def greedy(self, prefix: bytes, n: int, *, context_ids: Context = None) -> bytes:
         """`n` bytes after a prefix, the most probable one each time; fewer where that is the end.
 
-        Mode seeking; a forward for each byte.
+        Mode seeking; a forward for each byte, fewer where bytes are foretold.
         """
         reader, (text,) = self._open([prefix], [context_ids])
         whole = self._lead(prefix) + prefix
@@ -229,11 +229,13 @@ class ByteModel:
             contexts = [None] * len(texts)
         if len(contexts) != len(texts):
             raise InputError("contexts", f"{len(contexts)}", f"{len(texts)}, one for each text")
-        reader = Reader(self._host, [context_of(self._host, ids) for ids in contexts])
-        return reader, [self._text(i, reader.first[i]) for i in range(len(texts))]
+        fixed = [context_of(self._host, ids) for ids in contexts]
+        reader = Reader(self._host, fixed)
+        return reader, [self._text(i, reader.first[i], len(ids)) for i, ids in enumerate(fixed)]
 
-    def _text(self, root: int, logits: Logits) -> Text:
+    def _text(self, root: int, logits: Logits, fixed: int) -> Text:
         options: dict[str, Any] = {
+            "longest": room_behind(self._host, fixed),
             "root": root,
             "logits": logits,
             "inverse_temperature": self._inverse,

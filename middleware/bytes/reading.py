@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,10 @@ class Branches:
     parent, token: of each node, kept by the owner; parents have lower numbers, the root is node 0.
     root: the tree's node for it. logits: what follows it.
     log_p: log probability of the tokens of each node that is known. rows: of the nodes whose law
-        may be asked for. read_count: how many tokens were read.
+        may be asked for. ahead: logits, and the log of their normaliser, of nodes that were read
+        before they were asked for. read_count: how many tokens were read.
+    longest: how many tokens the model takes behind the root; None for any number.
+    chunk: how many nodes one forward reads at most.
     """
 
     def __init__(
@@ -136,7 +140,10 @@ class Branches:
         vocabulary: ByteSortedVocabulary,
         mask: Words | None,
         inverse_temperature: float,
+        longest: int | None = None,
     ) -> None:
+        self._longest = longest
+        self._depths = {0: 0}
         self._parent = parent
         self._token = token
         self._vocabulary = vocabulary
@@ -144,7 +151,9 @@ class Branches:
         self.node: dict[int, int] = {0: root}
         self.log_p: dict[int, float] = {0: 0.0}
         self.rows: dict[int, SortedRow] = {}
+        self.ahead: dict[int, tuple[Logits, float]] = {}
         self.read_count = 0
+        self.chunk = max(_NUMBERS // max(len(vocabulary), 1), 16)
         self._most_rows = _ROWS
         self._keep: list[int] | None = None  # for the next `Wanted`
         self.set_row(0, logits, mask)
@@ -153,27 +162,57 @@ class Branches:
         """Note the law that follows a node."""
         self.rows[path] = SortedRow(logits, self._vocabulary, mask, self.inverse_temperature)
 
-    def read(self, paths: Iterable[int], masks: dict[int, Words] | None) -> Task[None]:
+    def has(self, path: int) -> bool:
+        """Whether the law that follows a node was read."""
+        return path in self.rows or path in self.ahead
+
+    def log_p_of(self, path: int, token: int) -> float:
+        """log P of a token behind a node whose law was read."""
+        row = self.rows.get(path)
+        if row is not None:
+            return row.log_p(token)
+        logits, log_z = self.ahead[path]
+        return float(logits[token]) * self.inverse_temperature - log_z
+
+    def weigh(self, path: int) -> float:
+        """log P of the tokens of a node, -inf where it is not known."""
+        if path not in self.log_p:
+            parent = self._parent[path]
+            if not self.has(parent):
+                return -math.inf
+            self.log_p[path] = self.log_p[parent] + self.log_p_of(parent, self._token[path])
+        return self.log_p[path]
+
+    def read(
+        self, paths: Iterable[int], masks: dict[int, Words] | None, ahead: Iterable[int] = ()
+    ) -> Task[None]:
         """Read what is missing for the rows of some nodes, and for the probability of each.
 
         masks: of each of these nodes; None where all tokens count.
+        ahead: nodes to be read in the same forward, if there is one and the model takes them.
         """
         asked = [path for path in paths if path not in self.rows]
-        missing = self._missing(asked)
+        for path in [path for path in asked if path in self.ahead]:
+            self.set_row(path, self.ahead.pop(path)[0], None if masks is None else masks[path])
+        asked = [path for path in asked if path not in self.rows]
+        if not asked:
+            return
+        ahead = [path for path in ahead if not self.has(path) and self._fits(path)]
+        missing = self._missing([*asked, *ahead])
         waiting: dict[int, list[int]] = defaultdict(list)
         for path in missing:
             if path not in self.log_p:
                 waiting[self._parent[path]].append(path)
-        for parent in [p for p in waiting if p in self.rows]:
+        for parent in [p for p in waiting if self.has(p)]:
             for path in waiting.pop(parent):
-                self.log_p[path] = self.log_p[parent] + self.rows[parent].log_p(self._token[path])
-        step = max(_NUMBERS // max(len(self._vocabulary), 1), 16)
+                self.log_p[path] = self.log_p[parent] + self.log_p_of(parent, self._token[path])
         rows = set(asked)
-        for begin in range(0, len(missing), step):
-            chunk = missing[begin : begin + step]
+        early = set(ahead) - rows
+        for begin in range(0, len(missing), self.chunk):
+            chunk = missing[begin : begin + self.chunk]
             answer = yield self._want(chunk)
             self.read_count += len(chunk)
-            self._receive(chunk, answer, waiting)
+            self._receive(chunk, answer, waiting, early)
             for path, logits in zip(chunk, answer.logits, strict=True):
                 if path in rows:
                     self.set_row(path, logits, None if masks is None else masks[path])
@@ -183,11 +222,12 @@ class Branches:
         their ancestors. The root's row is kept, which nothing reads again; another node that was
         forgotten is read again where it is asked for.
         """
-        if len(self.rows) <= self._most_rows:
+        if len(self.rows) + len(self.ahead) <= self._most_rows:
             return
         tips = recent()
         self.rows = {path: row for path, row in self.rows.items() if path in tips or not path}
-        self._most_rows = 2 * len(self.rows) + _ROWS
+        self.ahead = {path: each for path, each in self.ahead.items() if path in tips}
+        self._most_rows = 2 * (len(self.rows) + len(self.ahead)) + _ROWS
         kept: set[int] = {0}
         for path in tips & self.node.keys():
             while path not in kept:
@@ -198,7 +238,7 @@ class Branches:
 
     def cut(self, count: int) -> None:
         """Nodes from `count` on are no more; their numbers may come again."""
-        for known in (self.node, self.log_p, self.rows):
+        for known in (self.node, self.log_p, self.rows, self.ahead, self._depths):
             for path in [path for path in known if path >= count]:
                 del known[path]
 
@@ -216,7 +256,21 @@ class Branches:
         parent = self._parent[path]
         if parent < 0:
             return False
-        return parent not in self.node or (path not in self.log_p and parent not in self.rows)
+        return parent not in self.node or (path not in self.log_p and not self.has(parent))
+
+    def _fits(self, path: int) -> bool:
+        """Whether the model takes so many tokens."""
+        if self._longest is None:
+            return True
+        above: list[int] = []
+        while path not in self._depths:
+            above.append(path)
+            path = self._parent[path]
+        depth = self._depths[path]
+        for path in reversed(above):
+            depth += 1
+            self._depths[path] = depth
+        return depth <= self._longest
 
     def _want(self, chunk: list[int]) -> Wanted:
         at = {path: -1 - i for i, path in enumerate(chunk)}
@@ -225,12 +279,18 @@ class Branches:
         keep, self._keep = self._keep, None
         return Wanted(parents, [self._token[path] for path in chunk], keep)
 
-    def _receive(self, chunk: list[int], answer: Read, waiting: dict[int, list[int]]) -> None:
+    def _receive(
+        self, chunk: list[int], answer: Read, waiting: dict[int, list[int]], early: set[int]
+    ) -> None:
         log_z: list[float] | None = None
         for i, path in enumerate(chunk):
             self.node[path] = answer.nodes[i]
+            if path not in early and path not in waiting:
+                continue
+            if log_z is None:
+                log_z = log_normalisers(answer.logits, self.inverse_temperature).tolist()
+            if path in early:
+                self.ahead[path] = answer.logits[i], log_z[i]
             for child in waiting.pop(path, ()):
-                if log_z is None:
-                    log_z = log_normalisers(answer.logits, self.inverse_temperature).tolist()
                 logit = float(answer.logits[i, self._token[child]])
                 self.log_p[child] = self.log_p[path] + logit * self.inverse_temperature - log_z[i]

@@ -95,7 +95,7 @@ def sample_by_bytes(
     sources: Sources,
     temperature: float,
 ) -> Task[bytes]:
-    """What follows `prefix`, a byte at a time from the tempered law: a forward for each byte."""
+    """What follows `prefix`, a byte at a time from the tempered law: a forward for most."""
 
     def choose(law: ByteLaw, length: int) -> int:
         return sources(length).choose(law.tempered(temperature).p)

@@ -13,6 +13,7 @@ from midstream.kernels.sorted_row import SortedRow
 from midstream.middleware.bytes.beam import BeamText
 from midstream.middleware.bytes.cover import CoverText
 from midstream.middleware.bytes.elements import log_cover_mass, log_going_mass
+from midstream.middleware.bytes.foresight import WINDOW
 from midstream.middleware.bytes.law import Method, Target
 from midstream.middleware.bytes.reading import Read, Task, Wanted
 
@@ -94,7 +95,7 @@ def score_canonical(text: CoverText, lead: bytes, written: bytes) -> Task[TextRe
 
 def score_all(text: BeamText, lead: bytes, written: bytes) -> Task[TextReport]:
     """Of a text under `all`: byte by byte, since what is followed depends on the model."""
-    yield from text.feed(lead)
+    yield from text.feed(lead, written)
     sums, first = _Sums(len(written)), text.branches.read_count
     sums.reached = np.full(len(written) + 1, -np.inf)
     for length in range(len(written) + 1):
@@ -103,7 +104,8 @@ def score_all(text: BeamText, lead: bytes, written: bytes) -> Task[TextReport]:
         sums.add(length, log_mass, log_going_mass(standing, text.vocabulary))
         sums.reached[length] = text.log_reached
         if length < len(written):
-            yield from text.feed(written[length : length + 1])
+            coming = written[length + 1 : length + 1 + WINDOW]
+            yield from text.feed(written[length : length + 1], coming)
     rows = text.branches.read_count - first
     return sums.report(text, written, own=None, rows=rows)
 

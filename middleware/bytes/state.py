@@ -12,7 +12,9 @@ from midstream.middleware.errors import InputError
 class ByteState:
     """Where one text stands, of `ByteModel.state`. What the model has read of it stays read.
 
-    Each push is one forward of the model, of about one token under `canonical`.
+    Each push is one forward of the model at most, of about one token under `canonical`: with what a
+    byte needs that is read which its likely followers will need, so that theirs may be none. Under
+    `all` bytes that are pushed together are a few forwards.
     reader: counts the forwards.
     """
 

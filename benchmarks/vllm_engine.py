@@ -126,7 +126,6 @@ def structured(
 
     def run(side: str, seed: int) -> None:
         prompts = [f"Record {seed}, {i}:\n" for i in range(REQUESTS)]
-        asked: dict[str, Any]
         if side == "ours":
             strategy = {"constraint": {"json_schema": schema}, "sampler": "mask", "seed": seed}
             each = [
@@ -135,9 +134,12 @@ def structured(
             ]
             outputs = llm.generate(prompts, each, use_tqdm=False)
         else:
-            asked = {"structured_outputs": StructuredOutputsParams(json=schema)}
-            params = SamplingParams(max_tokens=tokens, seed=seed, **asked)
-            outputs = llm.generate(prompts, params, use_tqdm=False)
+            # A seed of its own for each, as ours have: with one for all they draw alike, are of
+            # one length, and fill the batch to the end.
+            asked: dict[str, Any] = {"structured_outputs": StructuredOutputsParams(json=schema)}
+            seeds = range(REQUESTS * seed, REQUESTS * (seed + 1))
+            each = [SamplingParams(max_tokens=tokens, seed=own, **asked) for own in seeds]
+            outputs = llm.generate(prompts, each, use_tqdm=False)
         made[side] += sum(len(o.outputs[0].token_ids) for o in outputs)
 
     def both(side: str) -> Callable[[int], object]:

@@ -7,6 +7,7 @@ rows that are read together are the same, bit for bit, as each by itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ another value draws other tokens for the same uniforms.
 """
 
 CHUNK = 64
-"""Tokens a chunk. In long rows sums are kept for chunks, so that a draw or a removal reads one
-chunk and not the block. For speed alone: the same uniforms draw the same token.
+"""Tokens a chunk. Where blocks are whole a draw searches chunks first, and then one of them. In
+long rows sums are kept for chunks, so that a removal reads one chunk and not the block. For speed
+alone: the same uniforms draw the same token.
 """
 
 LONG = 4 * BLOCK
-"""Rows of more tokens than that are long. For speed alone."""
+"""Rows of more tokens than that are long: sums of their blocks are made of those of chunks."""
 
 NO_MASS = -1e30
 """Logits down to this have no mass: hosts mask with -inf or with the least finite number."""
@@ -35,6 +37,7 @@ LOG_RENEW = math.log(1e-6)
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 
 def log_sum_exp(values: Float) -> float:
@@ -53,6 +56,31 @@ def chunk_sums(weights: Array) -> Float:
     return sums
 
 
+def searched(weights: Array, parts: Array) -> Array:
+    """Sums [n, k] of what a draw of blocks [n, BLOCK] or [n, V] searches: chunks of whole blocks,
+    else tokens.
+
+    Of rows that are not long they are made in float64: what is drawn is what a sum of all tokens
+    in their order would draw.
+    """
+    if parts is not weights or weights.shape[1] < BLOCK:
+        return parts
+    chunks = weights.reshape(len(weights), BLOCK // CHUNK, CHUNK)
+    sums: Float = np.einsum("...i->...", chunks, dtype=np.float64, casting="safe")
+    return sums
+
+
+def inside(weights: Array, parts: Ids, shares: Float) -> Ids:
+    """The place in its chunk that each draw falls on, behind a share below 1 of the chunk's mass.
+
+    weights: [n, BLOCK]. parts: chunks, counted from the first block on.
+    """
+    sums = weights.reshape(-1, CHUNK)[parts].astype(np.float64).cumsum(axis=1)
+    # A share below 1 of the last sum lies below that sum: a token of weight 0 is never reached.
+    places: Ids = (sums <= (shares * sums[:, -1])[:, None]).sum(axis=1)
+    return places
+
+
 class Blocks:
     """The blocks of rows of equal length, one row after another.
 
@@ -60,8 +88,8 @@ class Blocks:
         whether what entropies are made of is kept, too.
 
     weights: [R NB, BLOCK], relative to each block's maximum; a row of one block is not padded.
-    parts: what is summed and searched: of long rows their chunks [R NB, BLOCK / CHUNK], of others
-        the weights themselves.
+    parts: what is summed: of long rows their chunks [R NB, BLOCK / CHUNK], of others the weights
+        themselves.
     log_reference, log_sums: float64 [R NB]; the log mass of a block is the sum of both.
     products: sums of each block's weights times their logs, float64 [R NB]; None unless asked for.
     bits: what the masks allow, one byte a token, [R NB, BLOCK]; None before `apply`.
@@ -69,8 +97,10 @@ class Blocks:
 
     __slots__ = (
         "bits",
+        "inverse_temperature",
         "log_reference",
         "log_sums",
+        "logits",
         "parts",
         "products",
         "rows",
@@ -78,11 +108,18 @@ class Blocks:
         "weights",
     )
 
+    rows: int
+    size: int
+    logits: Array
+    bits: npt.NDArray[np.uint8] | None
+    products: Float | None
+
     def __init__(
         self, logits: Array, inverse_temperature: float, *, products: bool = False
     ) -> None:
         self.rows, self.size = logits.shape
-        self.bits: npt.NDArray[np.uint8] | None = None
+        self.logits, self.inverse_temperature = logits, inverse_temperature
+        self.bits = None
         block = BLOCK if self.size > BLOCK else max(self.size, 1)
         padded = max(-(-self.size // block), 1) * block
         if padded > self.size:
@@ -98,7 +135,7 @@ class Blocks:
         # The floor keeps 0 * -inf from becoming a NaN.
         logs = np.maximum(weights, -1000.0) if products else None
         np.exp(weights, out=weights)
-        self.products: Float | None = None
+        self.products = None
         if logs is not None:
             self.products = np.einsum("ij,ij->i", weights, logs).astype(np.float64)
         self.weights = weights
@@ -127,7 +164,9 @@ class Blocks:
         return entropies
 
     def apply(self, masks: Mask) -> None:
-        """Take away what masks [R, W] do not allow. Full blocks at both ends stay as they are."""
+        """Take away what masks [R, W] do not allow. Full blocks at both ends stay as they are, and
+        those of which little is left are read again.
+        """
         count = self.weights.size // self.rows
         if not masks.shape[1]:  # what numpy unpacks of no words is not initialised
             masks = np.zeros((self.rows, 1), np.uint32)
@@ -141,11 +180,73 @@ class Blocks:
         self.weights[part] *= bits[part]
         if self.size > LONG:
             self.parts[part] = chunk_sums(self.weights[part])
-        sums = np.add.reduce(self.parts[part], axis=1)
-        self.log_sums[part] = np.log(sums, dtype=np.float64)
+        self._sum(part)
+        low = np.flatnonzero(self.log_sums < LOG_RENEW)
+        if low.size:
+            self._renew(low)
 
-    def low(self) -> npt.NDArray[np.int64]:
-        """Blocks to be read again: what they allow weighs little beside their maximum."""
-        if self.bits is None or np.minimum.reduce(self.log_sums) >= LOG_RENEW:
-            return np.empty(0, np.int64)
-        return np.flatnonzero((self.log_sums < LOG_RENEW) & self.bits.any(axis=1))
+    def part(self, i: int) -> Blocks:
+        """Row i, a view."""
+        one = object.__new__(Blocks)
+        count = len(self.weights) // self.rows
+        here = slice(i * count, (i + 1) * count)
+        one.rows, one.size = 1, self.size
+        one.logits, one.inverse_temperature = self.logits[i : i + 1], self.inverse_temperature
+        one.weights = self.weights[here]
+        one.parts = self.parts[here] if self.size > LONG else one.weights
+        one.bits = None if self.bits is None else self.bits[here]
+        one.log_reference, one.log_sums = self.log_reference[here], self.log_sums[here]
+        one.products = None
+        return one
+
+    def copy(self) -> Blocks:
+        """A single row's, which others may then be removed from."""
+        other = self.part(0)
+        other.weights = self.weights.copy()
+        other.parts = self.parts.copy() if self.size > LONG else other.weights
+        other.log_reference, other.log_sums = self.log_reference.copy(), self.log_sums.copy()
+        return other
+
+    def remove(self, tokens: list[int], removed: list[int]) -> None:
+        """Take tokens out of a single row. removed: they, and all that were taken out before."""
+        self.weights.reshape(-1)[tokens] = 0
+        if self.size > LONG:
+            chunks = list({token // CHUNK for token in tokens})
+            weights = self.weights.reshape(-1, CHUNK)[chunks]
+            self.parts.reshape(-1, 1)[chunks] = chunk_sums(weights)
+        width = self.weights.shape[1]
+        blocks = np.array(list({token // width for token in tokens}))
+        self._sum(blocks)
+        low = blocks[self.log_sums[blocks] < LOG_RENEW]
+        if low.size:
+            self._renew(low, removed)
+
+    def _sum(self, blocks: Ids | slice) -> None:
+        """The masses of some blocks, after a change of their weights."""
+        self.log_sums[blocks] = np.log(np.add.reduce(self.parts[blocks], axis=1), dtype=np.float64)
+
+    def _renew(self, blocks: Ids, removed: Sequence[int] = ()) -> None:
+        """Read blocks again, each relative to the maximum of what is left in it."""
+        width = self.weights.shape[1]
+        every = np.ones((len(blocks), width), np.bool_)
+        held, places = np.nonzero(every if self.bits is None else self.bits[blocks])
+        rows, firsts = np.divmod(blocks, len(self.weights) // self.rows)
+        tokens = firsts[held] * width + places
+        live = tokens < self.size
+        if removed:
+            live &= np.isin(tokens, removed, invert=True)
+        held, tokens = held[live], tokens[live]
+        if not held.size:
+            return
+        logits = self.logits[rows[held], tokens].astype(np.float64)
+        counts = np.bincount(held, minlength=len(blocks))
+        blocks, counts = blocks[counts > 0], counts[counts > 0]
+        tops = np.maximum.reduceat(logits, np.cumsum(counts) - counts)
+        reference = np.maximum(tops, NO_MASS)
+        logits -= np.repeat(reference, counts)
+        weights = np.exp(logits * self.inverse_temperature)
+        self.weights[np.repeat(blocks, counts), tokens % width] = weights
+        if self.size > LONG:
+            self.parts[blocks] = chunk_sums(self.weights[blocks])
+        self.log_reference[blocks] = reference * self.inverse_temperature
+        self._sum(blocks)

@@ -52,9 +52,37 @@ def cumulative_masses(parts: Array, log_scale: Float, rows: int) -> list[Cumulat
     parts: masses [R NB, P] of the parts of each block, relative to something of the block's own.
     log_scale: log of what that is: float64 [R NB]. The masses of a row must sum to about 1.
     """
+    ends = cumulative_ends(parts, log_scale, rows)
+    return [CumulativeMass(each, len(parts) // rows) for each in ends]
+
+
+def cumulative_ends(parts: Array, log_scale: Float, rows: int) -> Float:
+    """What each `CumulativeMass` of `cumulative_masses` is made of: float64 [R, NB P + 1]."""
     # A block without mass may have any scale: one that is finite keeps 0 from becoming a NaN.
     scale = np.exp(np.minimum(log_scale, 700.0))
     ends = np.empty((rows, parts.size // rows + 1))
     ends[:, 0] = 0.0
     (parts * scale[:, None]).reshape(rows, -1).cumsum(axis=1, out=ends[:, 1:])
-    return [CumulativeMass(each, len(parts) // rows) for each in ends]
+    return ends
+
+
+def find_each(ends: Float, blocks: int, uniforms: Float) -> tuple[Ids, Float]:
+    """One draw of each row: the part that it falls in, and which share of that lies before it.
+
+    ends: [R, NB P + 1]. uniforms: [R, 2]. The same as `CumulativeMass` finds in each row; of a row
+    without mass, any part.
+    """
+    width = (ends.shape[1] - 1) // blocks
+    every = np.arange(len(ends))
+    if blocks == 1:
+        points = uniforms[:, 1] * ends[:, -1]
+    else:
+        bounds = ends[:, ::width]
+        reached = bounds[:, 1:] <= (uniforms[:, 0] * bounds[:, -1])[:, None]
+        chosen = np.minimum(reached.sum(axis=1), blocks - 1)
+        begins = bounds[every, chosen]
+        points = begins + uniforms[:, 1] * (bounds[every, chosen + 1] - begins)
+        np.minimum(points, bounds[:, -1] * _BELOW_ONE, out=points)
+    parts = np.minimum((ends[:, 1:] <= points[:, None]).sum(axis=1), ends.shape[1] - 2)
+    begins = ends[every, parts]
+    return parts, np.minimum((points - begins) / (ends[every, parts + 1] - begins), _BELOW_ONE)

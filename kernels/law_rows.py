@@ -16,7 +16,7 @@ from midstream.kernels.truncation import truncated_set
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
-_TOGETHER = 1 << 15  # logits of short rows that are read at once
+_TOGETHER = 1 << 16  # logits of short rows that are read at once
 
 
 def inverse_temperature(temperature: float) -> float:
@@ -68,7 +68,8 @@ def _rows(logits: Array, mask: Mask | None, part: Ids, temperatures: Float) -> l
     inverse = [inverse_temperature(temperatures[i]) for i in part]
     if len(part) > 1 and min(inverse) == max(inverse):
         masks = None if mask is None else mask[part]
-        return read_rows(logits[part], masks, inverse[0], with_entropy=True)
+        groups = read_rows(logits[part], masks, inverse[0], with_entropy=True)
+        return [row for rows in groups for row in rows]
     words = [None if mask is None else mask[i] for i in part]
     each = zip(part, words, inverse, strict=True)
     return [Row(logits[i], own, t, with_entropy=True) for i, own, t in each]
@@ -105,13 +106,24 @@ def read_truncated(
     with_entropy: bool = False,
 ) -> tuple[Row, Array]:
     """One row under the truncated law, and the logits of that law: see `masked_sample`."""
-    inverse = inverse_temperature(temperature)
+    law, words = truncated(logits, mask, temperature, top_k, top_p, min_p, truncation)
+    return Row(law, words, inverse_temperature(temperature), with_entropy=with_entropy), law
+
+
+def truncated(
+    logits: Array,  # [V]
+    mask: Mask | None,  # [W]
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    truncation: Truncation | None,
+) -> tuple[Array, Mask | None]:
+    """The logits and the mask that a row under the truncated law is read from."""
     # A row with NaN or +inf says so itself; truncation would hide it.
     if temperature == 0 or not logits.max(initial=-np.inf) < np.inf:
-        return Row(logits, mask, inverse, with_entropy=with_entropy), logits
+        return logits, mask
     kept = survivors(logits, mask, temperature, top_k, top_p, min_p, truncation)
     if truncation == "after_mask":
-        words = pack_mask(kept, np.zeros(mask_words(logits.size), np.uint32))
-        return Row(logits, words, inverse, with_entropy=with_entropy), logits
-    law = np.where(kept, logits, logits.dtype.type(-np.inf))
-    return Row(law, mask, inverse, with_entropy=with_entropy), law
+        return logits, pack_mask(kept, np.zeros(mask_words(logits.size), np.uint32))
+    return np.where(kept, logits, logits.dtype.type(-np.inf)), mask

@@ -7,6 +7,7 @@ a token inside it. Exact because P(block) P(token | block) = p(token | allowed).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +16,24 @@ from midstream.kernels.bitmask import Mask
 from midstream.kernels.blocks import (
     BLOCK,
     CHUNK,
-    LOG_RENEW,
-    LONG,
     NO_MASS,
     Array,
     Blocks,
     Float,
-    chunk_sums,
+    inside,
     log_sum_exp,
+    searched,
 )
-from midstream.kernels.cumulative import CumulativeMass, cumulative_masses
+from midstream.kernels.cumulative import (
+    CumulativeMass,
+    cumulative_ends,
+    cumulative_masses,
+    find_each,
+)
 
-__all__ = ["BLOCK", "NO_MASS", "Row", "log_sum_exp", "read_rows"]
+__all__ = ["BLOCK", "NO_MASS", "Row", "Rows", "log_sum_exp", "read_rows"]
 
-_TOGETHER = 1 << 15  # numbers read at once: what a processor keeps near while they are gone over
+_TOGETHER = 1 << 16  # numbers read at once: what a processor keeps near while they are gone over
 
 Ids = npt.NDArray[np.int64]
 
@@ -49,17 +54,13 @@ class Row:
     """
 
     __slots__ = (
-        "_bits",
+        "_blocks",
         "_index",
         "_inverse_temperature",
         "_log_live",
-        "_log_reference",
-        "_log_sums",
         "_logits",
-        "_parts",
         "_removed",
         "_shared",
-        "_weights",
         "entropy",
         "finite",
         "log_blocks",
@@ -74,6 +75,7 @@ class Row:
     log_z_allowed: float
     entropy: float  # of the whole row, in nats, within 1e-5 in float32; NaN without mass or unasked
     log_blocks: Float  # [NB], the log mass that is left of each block
+    _logits: Array
     _shared: bool
 
     def __init__(
@@ -85,8 +87,7 @@ class Row:
         with_entropy: bool = False,
     ) -> None:
         masks = None if mask is None else mask[None]
-        with np.errstate(all="ignore"):
-            _read([self], logits[None], masks, inverse_temperature, with_entropy)
+        self._begin(Rows(logits[None], masks, inverse_temperature, with_entropy=with_entropy), 0)
 
     def copy(self) -> Row:
         """The same row as it is now, from which draws and removals go on apart."""
@@ -97,52 +98,20 @@ class Row:
         self._shared = other._shared = True
         return other
 
-    def _begin(self, logits: Array, inverse_temperature: float, blocks: Blocks, i: int) -> None:
-        """Stand on row i of blocks that were read and masked."""
-        count = len(blocks.weights) // blocks.rows
-        here = slice(i * count, (i + 1) * count)
-        self.size = logits.size
-        self._logits = logits
-        self._inverse_temperature = inverse_temperature
-        self._weights = blocks.weights[here]
-        self._parts = blocks.parts[here]
-        self._bits = None if blocks.bits is None else blocks.bits[here]
-        self._log_reference = blocks.log_reference[here]
-        self._log_sums = blocks.log_sums[here]
-        self.log_blocks = self._log_sums + self._log_reference
+    def _begin(self, rows: Rows, i: int) -> None:
+        """Stand on row i of rows that were read."""
+        self._blocks = rows.blocks.part(i)
+        self._logits = rows.blocks.logits[i]
+        self.size = self._logits.size
+        self._inverse_temperature = rows.blocks.inverse_temperature
+        self.log_blocks = self._blocks.log_sums + self._blocks.log_reference
         self._removed: list[int] = []
         self._index: CumulativeMass | None = None
         self._shared = False
-
-    def _sum_again(self, blocks: Ids) -> None:
-        """The masses of some blocks, after a change of their weights."""
-        sums = np.add.reduce(self._parts[blocks], axis=1)
-        self._log_sums[blocks] = np.log(sums, dtype=np.float64)
-        self.log_blocks[blocks] = self._log_sums[blocks] + self._log_reference[blocks]
-
-    def _renew(self, blocks: Ids) -> None:
-        """Read blocks again, each relative to the maximum of what is left in it."""
-        width = self._weights.shape[1]
-        tokens = (blocks[:, None] * width + np.arange(width)).reshape(-1)
-        live = tokens < self.size
-        if self._bits is not None:
-            live &= self._bits[blocks].reshape(-1).view(np.bool_)
-        if self._removed:
-            live &= np.isin(tokens, self._removed, invert=True)
-        tokens = tokens[live]
-        counts = np.count_nonzero(live.reshape(-1, width), axis=1)
-        blocks, counts = blocks[counts > 0], counts[counts > 0]
-        if not blocks.size:
-            return
-        logits = self._logits[tokens].astype(np.float64)
-        tops = np.maximum.reduceat(logits, np.cumsum(counts) - counts)
-        reference = np.maximum(tops, NO_MASS)
-        logits -= np.repeat(reference, counts)
-        self._weights.reshape(-1)[tokens] = np.exp(logits * self._inverse_temperature)
-        if self.size > LONG:
-            self._parts[blocks] = chunk_sums(self._weights[blocks])
-        self._log_reference[blocks] = reference * self._inverse_temperature
-        self._sum_again(blocks)
+        self.log_z_all = rows.log_z_all[i]
+        self.entropy = rows.entropies[i]
+        self.finite = self.log_z_all < math.inf  # False for a NaN too
+        self.log_z_allowed = self._log_live = rows.log_z_allowed[i]
 
     def log_live(self) -> float:
         """Log of the mass that is left: what is allowed and not removed."""
@@ -174,7 +143,7 @@ class Row:
             return np.zeros(self.size)
         with np.errstate(all="ignore"):
             scale = np.exp(self.log_blocks - self._log_live)
-            weights = self._weights.astype(np.float64)
+            weights = self._blocks.weights.astype(np.float64)
             share = weights / weights.sum(axis=1, keepdims=True)
             share[scale == 0.0] = 0.0
             law: Float = (share * scale[:, None]).reshape(-1)[: self.size]
@@ -186,47 +155,87 @@ class Row:
 
         uniforms: float64 [n, 2] in [0, 1). The row must have mass left.
         """
+        blocks = self._blocks
         if self._index is None:
-            log_scale = self._log_reference - self._log_live
-            (self._index,) = cumulative_masses(self._parts, log_scale, 1)
+            log_scale = blocks.log_reference - self._log_live
+            parts = searched(blocks.weights, blocks.parts)
+            (self._index,) = cumulative_masses(parts, log_scale, 1)
         parts, points = self._index.find(uniforms)
-        if self.size <= LONG:
+        if blocks.weights.shape[1] < BLOCK:
             return parts
-        inside = self._weights.reshape(-1, CHUNK)[parts].astype(np.float64).cumsum(axis=1)
-        # A share below 1 of the last sum lies below that sum: a token of weight 0 is never reached.
-        reached = self._index.shares(parts, points) * inside[:, -1]
-        tokens: Ids = parts * CHUNK + (inside <= reached[:, None]).sum(axis=1)
-        return tokens
+        tokens: Ids = parts * CHUNK
+        return tokens + inside(blocks.weights, parts, self._index.shares(parts, points))
 
     def remove(self, tokens: list[int]) -> None:
         """Take tokens out of what may be drawn, and sum again what they stood in."""
         if not tokens:
             return
         if self._shared:
-            self._part_from_copies()
+            self._blocks = self._blocks.copy()
+            self._shared = False
         self._removed.extend(tokens)
-        self._weights.reshape(-1)[tokens] = 0
-        if self.size > LONG:
-            chunks = list({token // CHUNK for token in tokens})
-            weights = self._weights.reshape(-1, CHUNK)[chunks]
-            self._parts.reshape(-1, 1)[chunks] = chunk_sums(weights)
-        width = self._weights.shape[1]
-        blocks = np.array(list({token // width for token in tokens}))
         with np.errstate(all="ignore"):
-            self._sum_again(blocks)
-            low = blocks[self._log_sums[blocks] < LOG_RENEW]
-            if low.size:
-                self._renew(low)
+            self._blocks.remove(tokens, self._removed)
+            self.log_blocks = self._blocks.log_sums + self._blocks.log_reference
             self._log_live = log_sum_exp(self.log_blocks)
         self._index = None
 
-    def _part_from_copies(self) -> None:
-        self._weights = self._weights.copy()
-        self._parts = self._parts.copy() if self.size > LONG else self._weights
-        self._log_reference = self._log_reference.copy()
-        self._log_sums = self._log_sums.copy()
-        self.log_blocks = self.log_blocks.copy()
-        self._shared = False
+
+class Rows:
+    """Rows of logits [R, V] read together, under masks [R, W]: each the same, bit for bit, as `Row`
+    of it, at little more than the cost of one where they are short.
+
+    log_z_all, log_z_allowed, entropies: as of `Row`, one of each row; log_z_all is not below
+    infinity where a row holds NaN or +inf.
+    """
+
+    __slots__ = ("blocks", "entropies", "log_z_all", "log_z_allowed")
+
+    def __init__(
+        self,
+        logits: Array,
+        masks: Mask | None = None,
+        inverse_temperature: float = 1.0,
+        *,
+        with_entropy: bool = False,
+    ) -> None:
+        with np.errstate(all="ignore"):
+            blocks = self.blocks = Blocks(logits, inverse_temperature, products=with_entropy)
+            self.log_z_all = self.log_z_allowed = blocks.log_z()
+            none = [math.nan] * len(logits)
+            self.entropies = blocks.entropies(self.log_z_all) if with_entropy else none
+            if masks is not None:
+                blocks.apply(masks)
+                self.log_z_allowed = blocks.log_z()
+
+    def __len__(self) -> int:
+        return self.blocks.rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.row(i) for i in range(len(self)))
+
+    def row(self, i: int) -> Row:
+        """Row i by itself, asked for once: what it removes is gone here, too."""
+        row = object.__new__(Row)
+        row._begin(self, i)
+        return row
+
+    def take(self, uniforms: Float) -> Ids:
+        """One draw from each row: the token that its `take` draws by uniforms [R, 2]: int64 [R].
+
+        Any number for a row without mass.
+        """
+        blocks = self.blocks
+        count = len(blocks.weights) // blocks.rows
+        with np.errstate(all="ignore"):
+            log_scale = blocks.log_reference - np.repeat(self.log_z_allowed, count)
+            ends = cumulative_ends(searched(blocks.weights, blocks.parts), log_scale, blocks.rows)
+            parts, shares = find_each(ends, count, uniforms)
+        if blocks.weights.shape[1] < BLOCK:
+            return parts
+        chunks = parts + np.arange(len(self)) * (blocks.weights.size // (len(self) * CHUNK))
+        tokens: Ids = parts * CHUNK
+        return tokens + inside(blocks.weights, chunks, shares)
 
 
 def read_rows(
@@ -235,47 +244,10 @@ def read_rows(
     inverse_temperature: float = 1.0,
     *,
     with_entropy: bool = False,
-) -> list[Row]:
-    """Rows read together: each the same, bit for bit, as `Row` of it, at little more than the cost
-    of one where they are short.
-    """
-    rows = [object.__new__(Row) for _ in logits]
+) -> Iterator[Rows]:
+    """`Rows` of many, in order: each group no more than a processor keeps near."""
     size = max(_TOGETHER // max(logits.shape[1], 1), 1)
-    with np.errstate(all="ignore"):
-        for begin in range(0, len(rows), size):
-            part = slice(begin, begin + size)
-            some = None if masks is None else masks[part]
-            _read(rows[part], logits[part], some, inverse_temperature, with_entropy)
-    return rows
-
-
-def _read(
-    rows: list[Row],
-    logits: Array,
-    masks: Mask | None,
-    inverse_temperature: float,
-    with_entropy: bool,
-) -> None:
-    """Make rows out of their logits [R, V], one or many."""
-    blocks = Blocks(logits, inverse_temperature, products=with_entropy)
-    log_z_all = log_z_allowed = blocks.log_z()
-    entropies = blocks.entropies(log_z_all) if with_entropy else [math.nan] * len(rows)
-    if masks is not None:
-        blocks.apply(masks)
-        log_z_allowed = blocks.log_z()
-    for i, row in enumerate(rows):
-        row._begin(logits[i], inverse_temperature, blocks, i)
-        row.log_z_all = log_z_all[i]
-        row.entropy = entropies[i]
-        row.finite = row.log_z_all < math.inf  # False for a NaN too
-        row.log_z_allowed = row._log_live = log_z_allowed[i]
-    count = len(blocks.weights) // len(rows)
-    low = blocks.low()
-    for i in set((low // count).tolist()):
-        rows[i]._renew(low[low // count == i] - i * count)
-        rows[i].log_z_allowed = rows[i]._log_live = log_sum_exp(rows[i].log_blocks)
-    if len(rows) > 1:
-        live = np.repeat([row._log_live for row in rows], count)
-        indices = cumulative_masses(blocks.parts, blocks.log_reference - live, len(rows))
-        for row, index in zip(rows, indices, strict=True):
-            row._index = index
+    for begin in range(0, len(logits), size):
+        part = slice(begin, begin + size)
+        some = None if masks is None else masks[part]
+        yield Rows(logits[part], some, inverse_temperature, with_entropy=with_entropy)

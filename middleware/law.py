@@ -5,6 +5,7 @@ temperature and truncation, which are part of the target.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask
-from midstream.kernels.law_rows import read_truncated, survivors
-from midstream.kernels.row import Row, read_rows
+from midstream.kernels.law_rows import read_truncated, survivors, truncated
+from midstream.kernels.row import Row, Rows, read_rows
 from midstream.middleware.errors import StrategyError
 
 TRUNCATIONS = (
@@ -90,11 +91,14 @@ class Law:
     def _options(self) -> tuple[float, int, float, float, Literal["target", "after_mask"] | None]:
         return self.temperature, self.top_k, self.top_p, self.min_p, self.truncation
 
-    def read_rows(self, logits: npt.NDArray[Any], masks: Mask) -> list[Row]:
-        """`read` of each row of [R, V] under its mask of [R, W]: the same rows, sooner."""
-        if not self.truncates:
-            return read_rows(logits, masks, self.inverse_temperature)
-        return [self.read(row, mask) for row, mask in zip(logits, masks, strict=True)]
+    def read_rows(self, logits: npt.NDArray[Any], masks: Mask) -> Iterator[Rows]:
+        """`read` of each row of [R, V] under its mask of [R, W]: the same rows, in groups."""
+        if self.truncates:
+            pairs = zip(logits, masks, strict=True)
+            each = [truncated(row, mask, *self._options) for row, mask in pairs]
+            logits = np.stack([row for row, _ in each])
+            masks = np.stack([mask for _, mask in each if mask is not None])
+        return read_rows(logits, masks, self.inverse_temperature)
 
 
 PLAIN = Law()

@@ -20,6 +20,7 @@ from midstream.kernels.philox import (
     half_open_uniforms,
     open_uniforms,
     philox_first_words,
+    philox_keyed_words,
     philox_words,
 )
 from midstream.kernels.row import Row
@@ -31,6 +32,9 @@ Codes are for ever.
 """
 
 Float = npt.NDArray[np.float64]
+
+_POSITIONS = 64
+"""Of a sequence, whose numbers are made at once: a few cost as much as one."""
 
 
 class Stream:
@@ -183,3 +187,28 @@ class StreamSources:
             self._position = position
         row = self._index.get(sequence)
         return StreamSource(stream, None if row is None else self._ahead[row])
+
+
+class TokenUniforms:
+    """The first uniforms of a sequence's purpose "token", made for many positions at once."""
+
+    __slots__ = ("_begin", "_made", "_seed", "_sequence")
+
+    def __init__(self, seed: int, sequence: int) -> None:
+        self._seed, self._sequence = seed, sequence
+        self._begin = 0
+        self._made: list[list[float]] = []
+
+    def at(self, position: int) -> list[float]:
+        """Those of one position: the uniforms 0 to 3 of its `Stream`."""
+        index = position - self._begin
+        if not 0 <= index < len(self._made):
+            stream = Stream(self._seed, self._sequence, position)
+            count = min(_POSITIONS, (1 << 32) - position)
+            positions = np.arange(position, position + count, dtype=np.uint64)
+            seeds = np.full(count, stream.seed, np.uint64)
+            sequences = np.full(count, stream.sequence, np.uint64)
+            words = philox_keyed_words(seeds, positions, sequences, PURPOSES["token"], 4)
+            self._begin, index = position, 0
+            self._made = half_open_uniforms(words).tolist()
+        return self._made[index]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from midstream.kernels.bitmask import Mask as Bits
 from midstream.kernels.bitmask import mask_words
-from midstream.kernels.row import Row
+from midstream.kernels.row import Row, Rows
 from midstream.middleware.draw import NO_TOKEN, Draw, no_draw
 from midstream.middleware.errors import StrategyError
 from midstream.middleware.estimators import (
@@ -33,7 +33,7 @@ from midstream.middleware.greedy import greedy_mask
 from midstream.middleware.law import PLAIN, Law
 from midstream.middleware.matcher import Matcher, State, fault
 from midstream.middleware.proposal import Proposal, propose
-from midstream.middleware.random import Source, Stream, StreamSource
+from midstream.middleware.random import Float, Source, Stream, StreamSource
 from midstream.middleware.superset import superset_of
 
 Logits = npt.NDArray[Any]
@@ -144,6 +144,19 @@ class Mask:
         if law.temperature == 0:
             return always(finish(greedy_mask(logits, bits), log_weight, 0))
         return lambda source: finish(int(source.tokens(row, 1)[0]), log_weight, 0)
+
+    def draw_rows(self, rows: Rows, uniforms: Float) -> list[tuple[int, float] | None]:
+        """What `prepare` draws from each of some rows, read under a law of temperature over 0 and
+        their masks: the token and its log weight. None where there is no token.
+
+        uniforms: float64 [R, 2], the first of each row's stream.
+        """
+        tokens = rows.take(uniforms).tolist()
+        masses = zip(tokens, rows.log_z_allowed, rows.log_z_all, strict=True)
+        return [
+            (token, allowed - whole) if -math.inf < allowed and whole < math.inf else None
+            for token, allowed, whole in masses
+        ]
 
     draw = _draw
 
@@ -289,11 +302,16 @@ def prepare_rows(
     except Exception:  # one by one, so that a fault is told of its own row alone
         each = zip(logits, states, strict=True)
         return [sampler.prepare(row, matcher, state, law=law) for row, state in each]
-    rows = law.read_rows(logits, np.stack(bits))
+    rows = [row for group in law.read_rows(logits, np.stack(bits)) for row in group]
     return [
         sampler.prepare(one, matcher, state, law=law, read=(row, mask))
         for one, state, row, mask in zip(logits, states, rows, bits, strict=True)
     ]
+
+
+def chosen(sampler: Sampler, matcher: Matcher) -> Sampler:
+    """The sampler that draws for a matcher: what `Auto` chooses, any other itself."""
+    return sampler.choice(matcher)[0] if isinstance(sampler, Auto) else sampler
 
 
 def _row(logits: Logits, bits: Bits, law: Law, proposal: Proposal | None, read: Read | None) -> Row:

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from midstream.adapters.vllm.allowance import Allowance
 from midstream.middleware.budget import within_budget
 from midstream.middleware.constraints import Constraint, JsonSchema, Regex
 from midstream.middleware.constraints.cache import BuiltOnce
@@ -54,10 +55,14 @@ class Unread:
 
 @dataclass(slots=True)
 class _Work:
-    """One constraint's compilation. begun: when its turn came, by the monotonic clock."""
+    """One constraint's compilation, and the time that its requests may take.
+
+    begun: when its turn came, by the monotonic clock.
+    """
 
     asked: float
     begun: float | None = None
+    allowance: Allowance = field(default_factory=Allowance)
     matcher: Future[Matcher] = field(init=False)
 
     def patience(self) -> float:
@@ -97,8 +102,8 @@ class Compiler:
 
         return self._works.get(constraint, begin)
 
-    def matcher(self, constraint: Constraint, max_new_tokens: int) -> Matcher:
-        """The matcher, within a budget of tokens.
+    def matcher(self, constraint: Constraint, max_new_tokens: int) -> tuple[Matcher, Allowance]:
+        """The matcher, within a budget of tokens, and the time that its rows may take.
 
         Raises ConstraintError where it does not compile, and StillCompilingError.
         """
@@ -114,7 +119,7 @@ class Compiler:
                 raise StillCompilingError(what)
             turn = patience if work.begun is not None else min(patience, _LOOK_SECONDS)
             wait([work.matcher], timeout=turn)
-        return within_budget(work.matcher.result(), max_new_tokens)
+        return within_budget(work.matcher.result(), max_new_tokens), work.allowance
 
 
 _here: list[Compiler] = []

@@ -14,16 +14,9 @@ import numpy.typing as npt
 from midstream.adapters.vllm.records import Record, Records
 from midstream.adapters.vllm.slots import Asking, Nothing, Slot
 from midstream.kernels.bitmask import Mask as Bits
-from midstream.kernels.philox import half_open_uniforms, philox_keyed_words
+from midstream.kernels.row import Rows
 from midstream.middleware.law import Law
-from midstream.middleware.random import PURPOSES, StreamSource
-from midstream.middleware.sampling import Read
-
-_TOGETHER = 1 << 15
-"""Logits that are read before their rows are drawn from: what a processor keeps near."""
-
-_WORDS = 4
-"""Random words of a row that are made beforehand: a block of Philox, two draws."""
+from midstream.middleware.sampling import Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,54 +35,50 @@ def draw_step(logits: npt.NDArray[Any], rows: Sequence[RowOfStep], records: Reco
     company. A fault of one request's constraint ends that request alone.
     """
     asking = [each.slot.asking(each.output, logits.shape[1]) for each in rows]
-    sources = _sources(rows)
-    drawn: dict[int, Record] = {}
-    for part in _read(logits, rows, asking):
-        for i, read in part:
-            row, slot = rows[i].row, rows[i].slot
-            drawn[i] = slot.draw(logits[row], asking[i], read, sources[i])
-    records.write((each.slot.place(each.output), drawn[i]) for i, each in enumerate(rows))
-    return [drawn[i].token for i in range(len(rows))]
+    found = dict(_drawn(logits, rows, asking))
+    drawn = [found[i] for i in range(len(rows))]
+    records.write(
+        (each.slot.place(each.output), record) for each, record in zip(rows, drawn, strict=True)
+    )
+    return [record.token for record in drawn]
 
 
-def _read(
+def _drawn(
     logits: npt.NDArray[Any], rows: Sequence[RowOfStep], asking: Sequence[Asking | Nothing]
-) -> Iterator[Sequence[tuple[int, Read | None]]]:
-    """The rows under their laws, by number, some at a time. None for those without a draw, and
-    greedy ones, which are not read.
-    """
-    groups: dict[Law, dict[int, Bits]] = {}
+) -> Iterator[tuple[int, Record]]:
+    """The record of each row, by number. Rows of one law are read together; greedy ones are not."""
+    groups: dict[tuple[Law, bool], list[tuple[int, Bits]]] = {}
     for i, (each, asked) in enumerate(zip(rows, asking, strict=True)):
         law = each.slot.plan.law
         if isinstance(asked, Asking) and law.temperature > 0:
-            groups.setdefault(law, {})[i] = asked.bits
+            groups.setdefault((law, each.slot.by_mask), []).append((i, asked.bits))
         else:
-            yield [(i, None)]
-    together = max(_TOGETHER // logits.shape[1], 1)
-    for law, group in groups.items():
-        numbers = list(group)
-        for begin in range(0, len(numbers), together):
-            some = numbers[begin : begin + together]
-            bits = [group[i] for i in some]
-            found = law.read_rows(_rows_of(logits, [rows[i].row for i in some]), np.stack(bits))
-            yield [*zip(some, zip(found, bits, strict=True), strict=True)]
+            yield i, each.slot.draw(logits[each.row], asked, None, each.output)
+    for (law, by_mask), group in groups.items():
+        some = _rows_of(logits, [rows[i].row for i, _ in group])
+        begin = 0
+        for read in law.read_rows(some, np.stack([bits for _, bits in group])):
+            part = group[begin : begin + len(read)]
+            begin += len(read)
+            found = _together(read, [rows[i] for i, _ in part]) if by_mask else [None] * len(read)
+            for j, (i, bits) in enumerate(part):
+                record, each = found[j], rows[i]
+                if record is None:
+                    pair = read.row(j), bits
+                    record = each.slot.draw(logits[each.row], asking[i], pair, each.output)
+                yield i, record
+
+
+def _together(read: Rows, rows: Sequence[RowOfStep]) -> list[Record | None]:
+    """The records of rows that the sampler `mask` draws from; None where it finds no token."""
+    uniforms = np.array([each.slot.uniforms(each.output) for each in rows])
+    drawn = zip(rows, Mask().draw_rows(read, uniforms[:, :2]), strict=True)
+    return [None if found is None else each.slot.record(*found) for each, found in drawn]
 
 
 def _rows_of(logits: npt.NDArray[Any], which: Sequence[int]) -> npt.NDArray[Any]:
     """Some rows; not copied where they follow each other, as they mostly do."""
     first = which[0]
-    if all(row == first + i for i, row in enumerate(which)):
+    if [*which] == [*range(first, first + len(which))]:
         return logits[first : first + len(which)]
     return logits[list(which)]
-
-
-def _sources(rows: Sequence[RowOfStep]) -> list[StreamSource]:
-    """The random numbers of each row, the first of them made for all rows at once."""
-    streams = [each.slot.stream(each.output) for each in rows]
-    keys = [
-        np.array([getattr(stream, name) for stream in streams], np.uint64)
-        for name in ("seed", "position", "sequence")
-    ]
-    words = philox_keyed_words(keys[0], keys[1], keys[2], PURPOSES["token"], _WORDS)
-    each = zip(streams, half_open_uniforms(words), strict=True)
-    return [StreamSource(stream, ahead) for stream, ahead in each]

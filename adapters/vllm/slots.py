@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from midstream.adapters.vllm.allowance import Allowance
 from midstream.adapters.vllm.compiling import Compiler, Unread
 from midstream.adapters.vllm.records import Place, Record
 from midstream.adapters.vllm.request import RequestPlan
@@ -15,8 +19,8 @@ from midstream.middleware.draw import Status
 from midstream.middleware.errors import StrategyError, VocabularyError
 from midstream.middleware.law import PLAIN
 from midstream.middleware.matcher import Matcher, State, fault, next_state
-from midstream.middleware.random import Source, Stream, sequence_of
-from midstream.middleware.sampling import Logits, Read, Sampler
+from midstream.middleware.random import Stream, StreamSource, TokenUniforms, sequence_of
+from midstream.middleware.sampling import Logits, Mask, Read, Sampler, chosen
 from midstream.middleware.strategy import Strategy
 
 
@@ -43,33 +47,43 @@ class Slot:
     """
 
     __slots__ = (
+        "_allowance",
         "_dead",
         "_end",
+        "_ends",
         "_matcher",
         "_resumed",
         "_sampler",
         "_states",
         "_stream_sequence",
         "_tokens",
+        "_uniforms",
+        "by_mask",
         "plan",
     )
 
     def __init__(self, plan: RequestPlan, prompt: Sequence[int], compiler: Compiler) -> None:
         self.plan = plan
-        self._end = compiler.vocabulary.eos_ids[0]
+        self._ends = compiler.vocabulary.eos_ids
+        self._end = self._ends[0]
         self._sampler: Sampler = plan.strategy.build_sampler()
         self._resumed: list[int] = []
         if plan.resume is not None:
             self._stream_sequence = plan.resume.sequence
         else:
             self._stream_sequence = sequence_of(prompt, plan.child)
+        self._uniforms = TokenUniforms(plan.strategy.seed, self._stream_sequence)
+        self.by_mask = False  # whether the sampler `mask` draws
         self._dead = ""
+        self._allowance = Allowance()
         self._tokens: list[int] = []
         self._states: list[State] = []
         self._matcher: Matcher | None = None
         try:
             self._resumed = _resumed(plan, prompt)
             self._matcher = self._compiled(compiler)
+            self._sampler = chosen(self._sampler, self._matcher)
+            self.by_mask = isinstance(self._sampler, Mask) and self._matcher.has_mask
             self._states.append(self._matcher.start())
         except Exception as error:  # one request's constraint must not stop the engine
             self._dead = str(error) or type(error).__name__
@@ -79,7 +93,9 @@ class Slot:
         own = compiler.vocabulary.fingerprint
         if asked is not None and asked != own:
             raise VocabularyError("midstream.vocabulary", asked, f"{own}, the model's own")
-        matcher = compiler.matcher(Unread.of(self.plan.strategy), self.plan.max_new_tokens)
+        matcher, self._allowance = compiler.matcher(
+            Unread.of(self.plan.strategy), self.plan.max_new_tokens
+        )
         begun = self.plan.begun
         if not begun:
             return matcher
@@ -112,8 +128,10 @@ class Slot:
         Output that the constraint refuses ends its own row, not the request: a drafted token that
         the engine will throw away stands in it like any other.
         """
+        self.kill(self._allowance.refusal())
         if self._dead:
             return Nothing(self._dead)
+        began = time.thread_time()
         try:
             state, reason = self._state([*self._resumed, *output])
             if state is None:
@@ -123,38 +141,50 @@ class Slot:
         except Exception as error:  # one request's constraint must not stop the engine
             self.kill(fault(error))
             return Nothing(self._dead)
+        finally:
+            self._allowance.spend(time.thread_time() - began)
 
-    def stream(self, output: Sequence[int]) -> Stream:
-        """The random numbers of the token after `output`."""
-        position = len(self._resumed) + len(output)
-        return Stream(self.plan.strategy.seed, self._stream_sequence, position)
+    def uniforms(self, output: Sequence[int]) -> list[float]:
+        """The first random numbers of the token after `output`."""
+        return self._uniforms.at(len(self._resumed) + len(output))
 
     def place(self, output: Sequence[int]) -> Place:
         """Where the record of the token after `output` is kept."""
         return self.plan.key, self._stream_sequence, len(output)
 
+    def record(self, token: int, log_weight: float) -> Record:
+        """The record of a token that the sampler `mask` drew."""
+        ended = token in self._ends
+        status: Status = "finished" if ended else "running"
+        return Record(self._end if ended else token, log_weight, status, 0, "", self.plan.child)
+
     def draw(
-        self, logits: Logits, asked: Asking | Nothing, read: Read | None, source: Source
+        self, logits: Logits, asked: Asking | Nothing, read: Read | None, output: Sequence[int]
     ) -> Record:
-        """The token after the text that `asked` stands for. Never raises.
+        """The token after `output`, the text that `asked` stands for. Never raises.
 
         logits: the row [V], unscaled. read: the row under its law, where it was read already.
         """
+        began = time.thread_time()
         try:
-            return self._draw(logits, asked, read, source)
+            return self._draw(logits, asked, read, output)
         except Exception as error:
             self.kill(fault(error))
             return self._no_token("dead", self._dead, 0)
+        finally:
+            self._allowance.spend(time.thread_time() - began)
 
     def _draw(
-        self, logits: Logits, asked: Asking | Nothing, read: Read | None, source: Source
+        self, logits: Logits, asked: Asking | Nothing, read: Read | None, output: Sequence[int]
     ) -> Record:
         if isinstance(asked, Nothing):
             return self._no_token("dead", asked.reason, 0)
         assert self._matcher is not None
         law = self.plan.law
         step = self._sampler.prepare(logits, self._matcher, asked.state, law=law, read=read)
-        draw = step(source)
+        position = len(self._resumed) + len(output)
+        stream = Stream(self.plan.strategy.seed, self._stream_sequence, position)
+        draw = step(StreamSource(stream, np.array(self._uniforms.at(position))))
         if draw.token < 0:
             return self._no_token(draw.status, draw.reason, draw.checks)
         child = self.plan.child

@@ -24,7 +24,7 @@ T = TypeVar("T")
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 5_000_000,  # about 0.1 s a mask
+    "step_lexer_fuel": 200_000,  # some milliseconds a mask
     "step_max_items": 100_000,
     "max_lexer_states": 50_000,  # 2 kB each
     "max_grammar_size": 500_000,

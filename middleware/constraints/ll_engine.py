@@ -54,7 +54,6 @@ class Engine:
         self.matcher = matcher
         self.nodes = nodes
         self.weight_bytes = weight
-        self.used = 0  # when: a count of uses of the pool
         self.debt = 0  # tokens gone back or gone again, for want of an engine of one's own
         self._size = size
         self._without_end = ~np.uint32(1 << (size & 31))
@@ -105,6 +104,11 @@ class Engine:
 
     def go(self, node: Node) -> bool:
         """Move to `node`; False where llguidance fails on the way."""
+        if self.nodes[-1] is node.parent:
+            if self.matcher.consume_token(node.token):
+                self.arrive(node)
+                return True
+            return False
         ahead: list[Node] = []
         shared = node
         while not self.stands_on(shared):

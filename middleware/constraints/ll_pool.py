@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from midstream.middleware.constraints.ll_engine import NOTHING_CONTINUES, Engine, Node
@@ -56,8 +57,7 @@ class EnginePool:
         self._root, self._size = root, size
         self._again = again
         self._start: Engine | None = self._at_start(matcher)
-        self._engines: list[Engine] = []
-        self._uses = 0
+        self._engines: dict[Engine, None] = {}  # the one used longest ago is the first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class EnginePool:
         """
         with self._lock:
             for last in (False, True):
-                engine = self._fitting(node)
+                engine = self._waiting(node) or self._fitting(node)
                 reached = engine.nodes[-1] is node or engine.go(node)
                 if reached:
                     result = action(engine)
@@ -85,6 +85,14 @@ class EnginePool:
                 if last:
                     break
             raise EngineError(reason, reached)
+
+    def _waiting(self, node: Node) -> Engine | None:
+        """The engine that stands where the text of `node` has its last token to come: of a text
+        that goes on, the fitting one, found at once.
+        """
+        engine = node.parent.engine if node.parent is not None else None
+        ready = engine is not None and engine.nodes and engine.nodes[-1] is node.parent
+        return engine if ready and self._start is not None else None
 
     def _fitting(self, node: Node) -> Engine:
         """The nearest engine, or a copy of it where its debt has grown large enough."""
@@ -111,29 +119,29 @@ class EnginePool:
         return Engine(matcher, [self._root], self._size, 4096)
 
     def _used(self, engine: Engine) -> None:
-        self._uses += 1
-        engine.used = self._uses
+        del self._engines[engine]
+        self._engines[engine] = None
         if engine.weigh():
             self._shrink(engine)
 
     def _add(self, engine: Engine) -> Engine:
-        self._engines.append(engine)
+        self._engines[engine] = None
+        self._root.engine = engine  # for `_near`: the last to be dropped
         self._shrink(engine)
         return engine
 
     def _drop(self, engine: Engine) -> None:
-        self._engines.remove(engine)
+        del self._engines[engine]
         engine.drop()
 
     def _shrink(self, keep: Engine) -> None:
         """Drop the engines used longest ago. All are taken to become as heavy as the heaviest."""
-        heaviest = max(engine.weight_bytes for engine in self._engines)
+        heaviest = max([engine.weight_bytes for engine in self._engines])
         room = max(2, min(POOL_ENGINES, int(POOL_BYTES / heaviest)))
         excess = len(self._engines) - room
         if excess > 0:
-            others = [engine for engine in self._engines if engine is not keep]
-            others.sort(key=lambda engine: engine.used)
-            for engine in others[:excess]:
+            others = (engine for engine in self._engines if engine is not keep)
+            for engine in list(islice(others, excess)):
                 self._drop(engine)
 
 
@@ -149,7 +157,7 @@ def _near(node: Node) -> tuple[Engine, int] | None:
     return None
 
 
-def _nearest(node: Node, engines: list[Engine]) -> tuple[Engine, int] | None:
+def _nearest(node: Node, engines: Iterable[Engine]) -> tuple[Engine, int] | None:
     """The engine that shares the longest text with `node`, and the depth of that."""
     path = [node]
     while path[-1].parent is not None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from midstream.kernels.bitmask import mask_words, pack_mask
 from midstream.kernels.blocks import LONG
-from midstream.kernels.row import BLOCK, Row, read_rows
+from midstream.kernels.row import BLOCK, Row, Rows, read_rows
 
 SIZES = [1, 5, 64, 1000, BLOCK, BLOCK + 1, 2 * BLOCK, LONG, LONG + 1, 2 * LONG]
 
@@ -45,7 +45,7 @@ def test_together_is_one_by_one(
     shares = rng.choice([0.0, 0.01, 0.5, 1.0], size=(rows, 1))
     masks = np.stack([pack_mask(each) for each in rng.random((rows, size)) < shares])
     uniforms = rng.random((20, 2))
-    together = read_rows(logits, masks, inverse_temperature)
+    together = [row for rows in read_rows(logits, masks, inverse_temperature) for row in rows]
     for i, other in enumerate(together):
         one = Row(logits[i], masks[i], inverse_temperature)
         _same(one, other)
@@ -61,7 +61,7 @@ def test_together_is_one_by_one(
 @pytest.mark.parametrize("size", [1000, LONG + 1])
 def test_a_removal_leaves_the_other_rows(size: int) -> None:
     logits = np.zeros((3, size), np.float32)
-    first, second, third = read_rows(logits, np.full((3, mask_words(size)), 0xFFFFFFFF, np.uint32))
+    first, second, third = Rows(logits, np.full((3, mask_words(size)), 0xFFFFFFFF, np.uint32))
     before = second.law()
     first.remove([1, 2, 3])
     third.remove([0])
@@ -82,3 +82,37 @@ def test_a_mask_of_no_words_allows_nothing(size: int) -> None:
     row = Row(np.zeros(size, np.float32), np.empty(0, np.uint32))
     assert row.log_z_allowed == -np.inf
     assert np.isfinite(row.log_z_all)
+
+
+@given(st.sampled_from(SIZES), st.integers(0, 2**32 - 1), st.sampled_from([1.0, 10.0, 60.0]))
+@settings(max_examples=40, deadline=None)
+def test_one_draw_of_each_row_is_that_of_the_row(size: int, seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (rng.normal(size=(5, size)) * scale).astype(np.float32)
+    masks = np.stack(
+        [pack_mask(each) for each in rng.random((5, size)) < [[0.0], [0.01], [0.5], [0.9], [1.0]]]
+    )
+    uniforms = rng.random((5, 2))
+    rows = Rows(logits, masks)
+    drawn = rows.take(uniforms)
+    for row, token, uniform in zip(rows, drawn.tolist(), uniforms, strict=True):
+        if row.log_live() > -np.inf:
+            assert token == row.take(uniform[None])[0]
+            assert row.law()[token] > 0.0
+
+
+@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, 4096, LONG])
+def test_a_draw_is_where_the_sum_of_all_tokens_reaches_it(size: int) -> None:
+    """By chunks as token by token: the inverse of the plain cumulative sum in float64."""
+    rng = np.random.default_rng(size)
+    logits = (rng.normal(size=size) * 4).astype(np.float32)
+    row, uniforms = Row(logits), rng.random((20_000, 2))
+    law = row.law()
+    ends = np.append(0.0, law.cumsum())
+    bounds = ends[:: min(size, BLOCK)] if size > BLOCK else ends[[0, -1]]
+    blocks = bounds[1:].searchsorted(uniforms[:, 0] * bounds[-1], side="right")
+    points = bounds[blocks] + uniforms[:, 1] * (bounds[blocks + 1] - bounds[blocks])
+    near = np.abs(points[:, None] - ends[ends.searchsorted(points)][:, None]).min(axis=1) < 1e-6
+    same = ends[1:].searchsorted(points, side="right") == row.take(uniforms)
+    assert (same | near).all()
+    assert same.mean() > 0.99

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from scipy.stats import chi2, kstest
 
 from midstream.kernels.philox import philox_block
+from midstream.middleware.errors import InputError
 from midstream.middleware.random import (
     PURPOSES,
     Stream,
     StreamSource,
+    TokenUniforms,
     particle_sequence,
     sequence_of,
 )
@@ -88,3 +91,12 @@ def test_sequences_of_prompts() -> None:
     assert len({particle_sequence(77, i) for i in range(1000)}) == 1000
     assert particle_sequence(77, 0) == 77
     assert particle_sequence(7, 3) != sequence_of([7], 3)  # a prompt of one token
+
+
+def test_the_uniforms_of_many_positions_are_those_of_each() -> None:
+    ahead = TokenUniforms(2**63 + 5, 77)
+    for position in (0, 1, 63, 64, 3, 1000, 2**32 - 1):
+        alone = Stream(2**63 + 5, 77, position).uniforms("token", 4)
+        assert ahead.at(position) == alone.tolist()
+    with pytest.raises(InputError, match="position"):
+        ahead.at(2**32)

@@ -155,14 +155,14 @@ def test_a_constraint_that_fails_kills_its_own_request_alone(
 ) -> None:
     from midstream.adapters.vllm import slots
 
-    draw = slots.Slot._draw
+    state = slots.Slot._state
 
-    def failing(self: Any, *arguments: Any) -> Any:
-        if self.plan.strategy.seed == 13 and len(self._tokens) == 1:
+    def failing(self: Any, generated: list[int]) -> Any:
+        if self.plan.strategy.seed == 13 and len(generated) == 1:
             raise RuntimeError("planted")
-        return draw(self, *arguments)
+        return state(self, generated)
 
-    monkeypatch.setattr(slots.Slot, "_draw", failing)
+    monkeypatch.setattr(slots.Slot, "_state", failing)
     bad, good = ask({**REGEX, "seed": 13}), ask(REGEX)
     broken, fine = generate([CITY, CITY], [bad, good])
     (text,) = weights(engine, fine, good)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ DEAR = {
     "a terminal that is dear": {
         "grammar": "start: A\nA: /((a|b|c|d|e){0,300}[a-z ]{0,30}){1,40}(x|y)/"
     },
+    "an ambiguous grammar": {"grammar": "start: e\ne: e e | /[a-z ]/"},
 }
 """Of what admission accepts, the dearest that were found to compile, and to step through."""
 
@@ -257,59 +259,60 @@ def test_many_at_once_a_third_aborted_and_some_preempted(crowded: Any, tokenizer
     assert httpx.get(server.url + "/health").status_code == 200
 
 
-_MISSED = pytest.mark.xfail(reason="3.0 to 4.2 on a quiet machine: masks of 30 ms, in the findings")
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[_MISSED] if "terminal" in kind else []) for kind in DEAR]
-)
+@pytest.mark.parametrize("kind", DEAR)
 def test_the_worst_strategy_does_not_hold_up_others(server: Any, kind: str) -> None:
     """Plain requests and /health take at most twice as long beside it, compiling included.
 
-    Beside a request that asks for nothing dear: a batch of two takes longer than one of one.
+    Beside a request that asks for nothing dear: a batch of two takes longer than one of one. What
+    else the machine does may spoil a look, so there are some; a strategy that is dear fails all.
     """
-    plain = {"prompt": CITY, "max_tokens": 24, "temperature": 0.0, "ignore_eos": True}
-
-    def middle(work: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(12):
-            begin = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - begin)
-        return sorted(times)[6]
-
-    def complete() -> None:
-        assert server.post("/v1/completions", plain).status_code == 200
-
-    def health() -> None:
-        assert httpx.get(server.url + "/health", timeout=5).status_code == 200
-
-    def beside(body: dict[str, Any]) -> tuple[float, float]:
-        stop = threading.Event()
-
-        def again() -> None:
-            while not stop.is_set():
-                assert server.post("/v1/completions", body).status_code == 200
-
-        thread = threading.Thread(target=again)
-        thread.start()
-        try:
-            return middle(complete), middle(health)
-        finally:
-            stop.set()
-            thread.join(120)
-
+    cheap = {"prompt": CITY, "max_tokens": 400, "temperature": 1.0, "ignore_eos": True}
     ratios = []
-    for attempt in range(3):
-        cheap = {"prompt": CITY, "max_tokens": 400, "temperature": 1.0, "ignore_eos": True}
+    for attempt in range(4):
         asked = {"strategy": {"constraint": DEAR[kind], "seed": attempt}}
         dear = {**cheap, "ignore_eos": False, "vllm_xargs": {"midstream": json.dumps(asked)}}
-        alone, with_it = beside(cheap), beside(dear)
+        alone, with_it = _times_beside(server, cheap), _times_beside(server, dear)
         ratios.append(tuple(new / old for new, old in zip(with_it, alone, strict=True)))
         if max(ratios[-1]) < 2.0:
             break
     print(kind, ratios)
     assert max(ratios[-1]) < 2.0, ratios
+
+
+def _times_beside(server: Any, body: dict[str, Any]) -> tuple[float, float]:
+    """Median seconds of a plain request and of /health while requests of `body` follow each other.
+
+    On connections that stay: to open one takes longer than what is measured.
+    """
+    plain = {"prompt": CITY, "max_tokens": 24, "temperature": 0.0, "ignore_eos": True}
+    stop = threading.Event()
+
+    def connection() -> httpx.Client:
+        return httpx.Client(base_url=server.url, headers=server.headers, timeout=60)
+
+    def again() -> None:
+        with connection() as client:
+            while not stop.is_set():
+                assert client.post("/v1/completions", json=body).status_code == 200
+
+    def taken(ask: Callable[[], httpx.Response]) -> float:
+        begin = time.perf_counter()
+        assert ask().status_code == 200
+        return time.perf_counter() - begin
+
+    thread = threading.Thread(target=again)
+    thread.start()
+    completions, healths = [], []
+    try:
+        with connection() as client:
+            client.get("/health")
+            for _ in range(12):
+                completions.append(taken(lambda: client.post("/v1/completions", json=plain)))
+                healths += [taken(lambda: client.get("/health")) for _ in range(8)]
+    finally:
+        stop.set()
+        thread.join(120)
+    return statistics.median(completions), statistics.median(healths)
 
 
 def test_an_engine_that_dies_is_an_error_and_no_result(

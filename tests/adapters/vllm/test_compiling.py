@@ -38,7 +38,7 @@ def test_requests_of_one_constraint_wait_for_it_once_together() -> None:
     assert 0.05 <= time.monotonic() - begin < 0.5
     slow.go.set()
     compiler.start(slow).result(10)
-    assert compiler.matcher(slow, 8).start() is not None
+    assert compiler.matcher(slow, 8)[0].start() is not None
 
 
 def test_equal_strategies_share_what_is_compiled() -> None:

@@ -5,22 +5,22 @@ One model, one process, one thread; the peer without its idle timer, its trie ma
 
 from __future__ import annotations
 
-import functools
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.bytes_bench import Bench, bench_of
+from benchmarks.bytes_bits import bits_table
 from benchmarks.bytes_cuts import cut_table
-from benchmarks.bytes_model import Trained, trained, wide_tokenizer
-from benchmarks.peer_bytes import PeerBytes, sparse_trie
+from benchmarks.bytes_model import trained, wide_tokenizer
+from benchmarks.peer_bytes import sparse_trie
 from benchmarks.report import Cell, Table, arguments, show
-from benchmarks.timing import CLOCKS, Samples, no_collection, ratio, take_turns
+from benchmarks.taught_model import taught
+from benchmarks.timing import Samples, no_collection, ratio, take_turns
 from midstream.adapters.transformers import TransformersHost
 from midstream.kernels.byte_sorted import ByteSortedVocabulary
 from midstream.kernels.next_byte import next_byte
@@ -32,90 +32,6 @@ Float = npt.NDArray[np.float64]
 END = b"<eos>"
 WIDTHS = (2, 5, 10)
 LENGTH = 100
-BEAMS = {"width 1": Beam(1, 0), "width 4": Beam(4, 1e-7), "default": Beam()}
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """The model, ours and theirs on it, and the size of the run."""
-
-    made: Trained
-    canonical: ByteModel
-    beams: dict[str, ByteModel]
-    peers: dict[str, PeerBytes]
-    now: Callable[[], float]
-    quick: bool
-
-    def excerpts(self, length: int) -> list[bytes]:
-        """One from each held-out file, from a third of its lines on."""
-        texts = []
-        for text in self.made.held_out[: 3 if self.quick else None]:
-            lines = text.splitlines(keepends=True)
-            texts.append("".join(lines[len(lines) // 3 :])[:length].encode())
-        return texts
-
-
-class RowCounter:
-    """Counts the token strings that the peer's model is given: its answers from memory are not in
-    them.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._rows = 0
-        forward = model.forward
-
-        @functools.wraps(forward)  # hosts read its signature
-        def counted(*arguments: Any, **options: Any) -> Any:
-            ids = arguments[0] if arguments else options["input_ids"]
-            self._rows += ids.shape[0]
-            return forward(*arguments, **options)
-
-        model.forward = counted
-
-    def of(self, score: Callable[[], float]) -> tuple[float, int]:
-        """A score, and how many rows it took."""
-        before = self._rows
-        return score(), self._rows - before
-
-
-def bits_table(bench: Bench) -> Table:
-    """Bits per byte of held-out text, and the speed of the whole score."""
-    texts = bench.excerpts(LENGTH)
-    rows: list[list[Cell]] = []
-    reports = [bench.canonical.report(text) for text in texts]
-    best = [report.bits_per_byte for report in reports]
-    begin = bench.now()
-    for text in texts:
-        bench.canonical.report(text)
-    taken = (bench.now() - begin) / len(texts)
-    per_byte = statistics.fmean(r.rows / len(r.text) for r in reports)
-    tokens = [r.bits_per_byte_tokens or 0.0 for r in reports]
-    rows.append(["token level", statistics.fmean(tokens), "", "", ""])
-    mean = statistics.fmean(best)
-    rows.append(["ours, canonical (stepwise)", mean, "", per_byte, LENGTH / taken])
-    whole = statistics.fmean(r.bits_per_byte_prefix for r in reports)
-    rows.append(["ours, canonical (prefix)", whole, "", per_byte, LENGTH / taken])
-    ways: dict[str, Callable[[bytes], tuple[float, int]]] = {
-        f"ours, all, {name}": lambda text, m=model: _reported(m, text)  # type: ignore[misc]
-        for name, model in bench.beams.items()
-    }
-    counter = RowCounter(bench.made.model)
-    ways |= {
-        f"genlm-bytes, {name}": lambda text, p=peer: (  # type: ignore[misc]
-            counter.of(lambda: _bits(p.score(text)))
-        )
-        for name, peer in bench.peers.items()
-    }
-    for name, way in ways.items():
-        begin = bench.now()
-        answers = [way(text) for text in texts]
-        taken = (bench.now() - begin) / len(texts)
-        found = [bits for bits, _ in answers]
-        lower = f"{sum(b <= f + 1e-9 for b, f in zip(best, found, strict=True))} of {len(texts)}"
-        per_byte = sum(count for _, count in answers) / sum(map(len, texts))
-        rows.append([name, statistics.fmean(found), lower, per_byte, LENGTH / taken])
-    columns = ["method", "bits a byte", "canonical no higher", "rows a byte", "bytes a second"]
-    return Table(f"Held-out text, {len(texts)} files, {LENGTH} bytes of each", columns, _fine(rows))
 
 
 def accuracy_table(bench: Bench) -> Table:
@@ -230,21 +146,6 @@ def _places(draw: random.Random) -> list[tuple[int, int]]:
     return [(i, draw.randrange(200)) for i in range(40)]
 
 
-def _reported(model: ByteModel, text: bytes) -> tuple[float, int]:
-    """Bits a byte, and how many tokens were read for it."""
-    report = model.report(text)
-    return report.bits_per_byte, report.rows
-
-
-def _bits(log_p: Float) -> float:
-    return float(-log_p.sum() / (len(log_p) * np.log(2.0)))
-
-
-def _fine(rows: Sequence[list[Cell]]) -> list[list[Cell]]:
-    """Bits with four digits behind the point."""
-    return [[row[0], f"{row[1]:.4f}", *row[2:]] for row in rows]
-
-
 def _divergence(p: Float, q: Float) -> float:
     """Jensen-Shannon, in bits."""
     middle, total = 0.5 * (p + q), 0.0
@@ -257,7 +158,7 @@ def _divergence(p: Float, q: Float) -> float:
 def main() -> None:
     """Run from the command line."""
     parser = arguments(__doc__)
-    names = ("accuracy", "speed", "cuts", "bits", "masses")
+    names = ("accuracy", "speed", "cuts", "bits", "taught", "masses")
     parser.add_argument("--table", choices=names, help="only this one")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -268,24 +169,33 @@ def main() -> None:
 def _tables(wanted: Sequence[str], clock: str, *, quick: bool) -> Iterator[Table]:
     if "masses" in wanted:
         yield trie_table(clock, quick=quick)
-    if set(wanted) == {"masses"}:
-        return
-    made = trained()
-    host = TransformersHost(made.model, made.tokenizer)
-    beams = {name: ByteModel(host, target="all", beam=beam) for name, beam in BEAMS.items()}
-    peers = {f"K = {k}": PeerBytes(made.model, made.tokenizer, END, width=k) for k in WIDTHS}
-    bench = Bench(made, ByteModel(host), beams, peers, CLOCKS[clock], quick)
+    if {"accuracy", "speed", "cuts", "bits"}.intersection(wanted):
+        with bench_of(trained(), END, WIDTHS, clock, quick=quick) as bench:
+            yield from _small_model(bench, wanted)
+    if "taught" in wanted:
+        made = taught()
+        with bench_of(
+            made, made.tokenizer.eos_token.encode(), WIDTHS[-1:], clock, quick=quick
+        ) as bench:
+            texts = [text.encode() for text in made.held_out[:: 8 if quick else 1]]
+            yield bits_table(
+                bench, texts, f"Held-out documents of the embedded model, {len(texts)}"
+            )
+
+
+def _small_model(bench: Bench, wanted: Sequence[str]) -> Iterator[Table]:
     if "accuracy" in wanted:
         yield accuracy_table(bench)
     if "speed" in wanted:
-        yield speed_table(bench, rounds=2 if quick else 3)
+        yield speed_table(bench, rounds=2 if bench.quick else 3)
     if "cuts" in wanted:
-        chosen = 10 if quick else 60
-        yield cut_table(made, bench.canonical, beams["default"], peers["K = 5"], cuts=chosen)
+        made, chosen = bench.made, 10 if bench.quick else 60
+        ours = bench.canonical, bench.beams["default"]
+        yield cut_table(made, *ours, bench.peers["K = 5"], cuts=chosen)
     if "bits" in wanted:
-        yield bits_table(bench)
-    for peer in peers.values():
-        peer.close()
+        texts = bench.excerpts(LENGTH)
+        title = f"Held-out text, {len(texts)} files, {LENGTH} bytes of each"
+        yield bits_table(bench, texts, title)
 
 
 if __name__ == "__main__":

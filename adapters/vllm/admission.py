@@ -11,13 +11,16 @@ from typing import Any
 
 from midstream.adapters.vllm.compiling import Compiler
 from midstream.adapters.vllm.request import ARGUMENT, Asked, asked_of, plan_from
-from midstream.middleware.constraints import JsonSchema, Regex
+from midstream.middleware.constraints import Grammar, JsonSchema, Regex
 from midstream.middleware.errors import InputError, StrategyError
 from midstream.middleware.strategy_constraint import AllOfData, ConstraintData, RegexData
 from midstream.middleware.vocabulary import Vocabulary
 
 PATIENCE_SECONDS = 0.002
-"""How long the server's event loop waits for a small grammar to compile beside it."""
+"""How much processor time a small grammar may take while the server's event loop waits for it."""
+
+LONGEST_WAIT_SECONDS = 0.1
+"""How long that may take by the clock, on a machine that is too busy to compile at once."""
 
 PATTERN_CHARACTERS = 1000
 """Of patterns that are parsed here: about 1 ms. Larger ones are read in the engine."""
@@ -27,6 +30,8 @@ GRAMMAR_CHARACTERS = 4000
 
 PARTS = 100
 """Constraints within `all_of`."""
+
+_LOOK_SECONDS = 0.0005  # between two looks at the processor time
 
 _A_PATTERN = 16
 """What each pattern costs besides its length, in characters."""
@@ -108,14 +113,34 @@ def _check_constraint(constraint: ConstraintData | None) -> None:
             if isinstance(part, RegexData) and patterns > PATTERN_CHARACTERS:
                 continue
             built = part.build()
-            grammar = built.schema if isinstance(built, JsonSchema) else getattr(built, "lark", "")
-            if len(parts) == 1 and 0 < len(grammar) <= GRAMMAR_CHARACTERS:
-                _over_bytes.start(built).result(timeout=PATIENCE_SECONDS)
-    except TimeoutError:
-        return
+            if len(parts) == 1 and isinstance(built, JsonSchema | Grammar):
+                _try(built)
     except InputError as fault:
         name = f"{ARGUMENT}.strategy.constraint.{fault.argument}"
         raise type(fault)(name, fault.got, fault.accepted) from None
+
+
+def _try(grammar: JsonSchema | Grammar) -> None:
+    """Compile it if it is small. Raises ConstraintError where that fails within PATIENCE_SECONDS:
+    of processor time, so that it does not depend on what else the machine does.
+    """
+    text = grammar.schema if isinstance(grammar, JsonSchema) else grammar.lark
+    if len(text) > GRAMMAR_CHARACTERS or grammar.wild:
+        return
+    compiling = _over_bytes.start(grammar)
+    used, begin = _beside(), time.monotonic()
+    while time.monotonic() - begin < LONGEST_WAIT_SECONDS:
+        try:
+            compiling.result(timeout=_LOOK_SECONDS)
+            return
+        except TimeoutError:
+            if _beside() - used > PATIENCE_SECONDS:
+                return
+
+
+def _beside() -> float:
+    """Processor time of the process's other threads, in seconds."""
+    return time.process_time() - time.thread_time()
 
 
 def _parts(constraint: ConstraintData | None) -> Iterator[ConstraintData]:

@@ -66,6 +66,11 @@ class Grammar:
                     reason = f"`{name}` {_NOT_OVER_BYTES[name]}"
                     raise ConstraintError("lark", self.lark, f"{_ACCEPTED} ({reason})")
 
+    @property
+    def wild(self) -> bool:
+        """Whether a short text may stand for a large grammar: an inlined schema may."""
+        return "%json" in self.lark
+
     def compile(self, vocabulary: Vocabulary) -> Matcher:
         """The matcher, kept by `cache`. ConstraintError where it does not compile."""
         return compiled(self, vocabulary, lambda: self._build(vocabulary))
@@ -77,5 +82,5 @@ class Grammar:
             argument="lark",
             got=self.lark,
             accepted=_ACCEPTED,
-            wild="%json" in self.lark,
+            wild=self.wild,
         )

@@ -66,6 +66,11 @@ class JsonSchema:
         object.__setattr__(self, "schema", _text(schema))
         object.__setattr__(self, "whitespace", whitespace)
 
+    @property
+    def wild(self) -> bool:
+        """Whether a short schema may stand for a large grammar: large counts do."""
+        return any(_wild(part) for part in _members(json.loads(self.schema)))
+
     def compile(self, vocabulary: Vocabulary) -> Matcher:
         """The matcher, kept by `cache`. ConstraintError where it does not compile."""
         return compiled(self, vocabulary, lambda: self._build(vocabulary))
@@ -98,7 +103,7 @@ class JsonSchema:
             argument="schema",
             got=self.schema,
             accepted=_ACCEPTED,
-            wild=any(_wild(part) for part in _members(schema)),
+            wild=self.wild,
             least_bytes=int(least),
         )
 
@@ -139,7 +144,7 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _wild(member: tuple[str, Any]) -> bool:
-    """Whether a short schema may stand for a large grammar."""
+    """Whether it is a large count."""
     key, value = member
     return (
         key in _COUNTS

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from midstream.adapters.vllm import admission
 from midstream.adapters.vllm.admission import Admitted, admit
 from midstream.adapters.vllm.request import asked_of, plan_of
-from midstream.middleware.errors import InputError
+from midstream.middleware.errors import ConstraintError, InputError
 
 REGEX = {"constraint": {"regex": "[0-9]+"}}
 RESUME = {"run": "r" * 16, "slot": 1, "segment": 2, "generated": 3, "sequence": 9}
@@ -214,3 +217,41 @@ def test_admission_takes_under_five_milliseconds(kind: str) -> None:
         admit(params)
         taken.append(time.perf_counter() - begin)
     assert min(taken) < 0.005, taken
+
+
+BAD = {"grammar": "start: ("}
+
+
+class Later:
+    """Compiles nothing, and says so after some seconds: of the clock, or of processor time too."""
+
+    def __init__(self, seconds: float, *, busy: bool) -> None:
+        self._seconds, self._busy = seconds, busy
+
+    def start(self, constraint: Any) -> Future[Any]:
+        told: Future[Any] = Future()
+
+        def work() -> None:
+            end = time.monotonic() + self._seconds
+            while self._busy and time.monotonic() < end:
+                pass
+            time.sleep(max(end - time.monotonic(), 0.0))
+            told.set_exception(ConstraintError("lark", "start: (", "one that compiles"))
+
+        threading.Thread(target=work).start()
+        return told
+
+
+def test_a_busy_machine_does_not_let_a_bad_grammar_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for is processor time: a grammar whose turn comes late is still refused."""
+
+    def ask() -> None:
+        admit(Parameters(extra_args={"midstream": {"strategy": {"constraint": BAD}}}))
+
+    monkeypatch.setattr(admission, "_over_bytes", Later(0.03, busy=False))
+    with pytest.raises(ConstraintError, match=r"strategy\.constraint\.lark"):
+        ask()
+    monkeypatch.setattr(admission, "_over_bytes", Later(1.0, busy=True))
+    begin = time.monotonic()
+    ask()  # the control: one that is at work for long is left to the engine
+    assert time.monotonic() - begin < 0.5
